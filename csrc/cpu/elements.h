@@ -1,0 +1,88 @@
+// How pixels are stored, and the way from there to the compute type and back. Plain integer code that the compiler
+// turns into vectors by itself: 16-bit floats need no instruction set of their own.
+//
+// Included inside the namespace of one instruction set (kernel.h).
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename To, typename From>
+PSPL_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+PSPL_INLINE float widen(float x) { return x; }
+PSPL_INLINE double widen(double x) { return x; }
+PSPL_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+PSPL_INLINE float widen(Half x) {
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  constexpr uint32_t rebias = (127 - 15) << 23;  // needed twice to lift the exponent of Inf and NaN
+  const uint32_t normal = (magnitude << 13) + rebias + (magnitude >= 0x7c00u ? rebias : 0u);
+  const uint32_t subnormal = bit_cast<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f);
+  return bit_cast<float>((magnitude < 0x0400u ? subnormal : normal) | uint32_t(x.bits & 0x8000u) << 16);
+}
+
+PSPL_INLINE float narrow_via_float(float x) { return x; }
+
+// Rounded to odd: towards zero, with the last bit set if anything was lost. A later rounding to 16 bits then sees on
+// which side of the middle the double was, as if it had been rounded once.
+PSPL_INLINE float narrow_via_float(double x) {
+  const float nearest = float(x);
+  if (double(nearest) == x || x != x) return nearest;
+  const bool away = __builtin_fabs(double(nearest)) > __builtin_fabs(x);
+  return bit_cast<float>((bit_cast<uint32_t>(nearest) - uint32_t(away)) | 1u);
+}
+
+// narrow<E>(x): x rounded once, to nearest even.
+template <typename E>
+struct Narrow {
+  template <typename T>
+  static PSPL_INLINE E from(T x) {
+    return E(x);
+  }
+};
+
+template <>
+struct Narrow<BFloat16> {
+  template <typename T>
+  static PSPL_INLINE BFloat16 from(T x) {
+    const uint32_t bits = bit_cast<uint32_t>(narrow_via_float(x));
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const uint32_t quiet_nan = (bits >> 16) | 0x0040u;
+    return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
+  }
+};
+
+template <>
+struct Narrow<Half> {
+  template <typename T>
+  static PSPL_INLINE Half from(T x) {
+    const uint32_t bits = bit_cast<uint32_t>(narrow_via_float(x));
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    const uint32_t normal = (magnitude - ((127 - 15) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    // One unit in the last place of 0.5f is that of the subnormal halves: the addition rounds.
+    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;             // 2^-14
+    const uint32_t extended = magnitude < 0x477ff000u ? finite : 0x7c00u;             // 65520, halfway to 2^16
+    const uint32_t result = magnitude > 0x7f800000u ? 0x7e00u : extended;
+    return {uint16_t(result | (bits >> 16 & 0x8000u))};
+  }
+};
+
+// Calls visit with a null pointer to the type of the elements, for its type.
+template <typename Visit>
+PSPL_INLINE auto with_element(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::kFloat64: return visit(static_cast<double*>(nullptr));
+    case DType::kFloat16: return visit(static_cast<Half*>(nullptr));
+    case DType::kBFloat16: return visit(static_cast<BFloat16*>(nullptr));
+    default: return visit(static_cast<float*>(nullptr));
+  }
+}

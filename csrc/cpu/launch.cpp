@@ -1,0 +1,67 @@
+// Chooses the instruction set, once for the life of the process.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace pspl::cpu {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+  bool supported;
+};
+
+// The best set that the processor has and that is not above the one PSPL_CPU_ISA names. A name that is none of
+// ours asks for nothing, as if the variable were not set.
+InstructionSet choose() {
+  const InstructionSet sets[] = {
+#if defined(__x86_64__)
+      {"avx512", &avx512::kernels,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
+      {"avx2", &avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {"baseline", &baseline::kernels, true},
+  };
+  const int count = sizeof(sets) / sizeof(sets[0]);
+  int best = 0;
+  if (const char* wanted = std::getenv("PSPL_CPU_ISA")) {
+    while (best < count && std::strcmp(sets[best].name, wanted) != 0) ++best;
+    if (best == count) best = 0;
+  }
+  while (!sets[best].supported) ++best;
+  return sets[best];
+}
+
+const InstructionSet& chosen() {
+  static const InstructionSet set = choose();
+  return set;
+}
+
+}  // namespace
+
+const char* instruction_set() { return chosen().name; }
+
+template <>
+void forward(const Params<float>& params, ParallelFor parallel_for) {
+  chosen().kernels->forward_float(params, parallel_for);
+}
+
+template <>
+void forward(const Params<double>& params, ParallelFor parallel_for) {
+  chosen().kernels->forward_double(params, parallel_for);
+}
+
+template <>
+void scale(const ScaleParams<float>& params, ParallelFor parallel_for) {
+  chosen().kernels->scale_float(params, parallel_for);
+}
+
+template <>
+void scale(const ScaleParams<double>& params, ParallelFor parallel_for) {
+  chosen().kernels->scale_double(params, parallel_for);
+}
+
+}  // namespace pspl::cpu

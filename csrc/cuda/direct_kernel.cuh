@@ -1,0 +1,76 @@
+// The fused forward kernel for every other window: one thread per pixel sums its K x K window. K^2 taps instead of 2 K, but no
+// limit on K, and nothing to specialise.
+#pragma once
+
+#include "pixel.cuh"
+
+namespace pspl::cuda {
+
+struct DirectShared {
+  ReduceShared reduce;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    direct_kernel(const __grid_constant__ Params<T> p, const Workspace workspace) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  auto& shared = *reinterpret_cast<DirectShared*>(shared_memory);
+  Sums<T, kMaxSums> sums;
+
+  int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index < p.numel()) {
+    const int64_t column = index % p.width;
+    index /= p.width;
+    const int64_t row = index % p.height;
+    index /= p.height;
+    const int64_t i2 = index % p.leading[2];
+    index /= p.leading[2];
+    const int64_t i1 = index % p.leading[1];
+    const int64_t i0 = index / p.leading[1];
+
+    const Reader<T, AnyType> read_sr(p.sr);
+    const Reader<T, AnyType> read_hr(p.hr);
+    const int64_t sr_plane = plane_offset(p.sr.stride, i0, i1, i2);
+    const int64_t hr_plane = plane_offset(p.hr.stride, i0, i1, i2);
+    auto sr_at = [&](int64_t r, int64_t c) { return read_sr(sr_plane + r * p.sr.stride.row + c * p.sr.stride.column); };
+    auto hr_at = [&](int64_t r, int64_t c) { return read_hr(hr_plane + r * p.hr.stride.row + c * p.hr.stride.column); };
+
+    // Every window has its own pivot here: its centre. If that is NaN or Inf, so is the window.
+    const T difference = sr_at(row, column) - hr_at(row, column);
+    const T pivot = sr_at(row, column) + hr_at(row, column);
+    Moments<T> moments{};
+    for (int i = -p.radius; i <= p.radius; ++i) {
+      const int64_t r = padded_index(row + i, p.height, p.padding);
+      Moments<T> line{};
+      for (int j = -p.radius; j <= p.radius; ++j) {
+        const int64_t c = padded_index(column + j, p.width, p.padding);
+        const bool inside = r >= 0 && c >= 0;
+        const T x = inside ? sr_at(r, c) : T(0);
+        const T y = inside ? hr_at(r, c) : T(0);
+        const T s = (x + y) - pivot;
+        const T d = x - y;
+        const T tap = p.taps[j < 0 ? -j : j];
+        line.mean_sum += tap * s;
+        line.mean_diff += tap * d;
+        line.square_sum += tap * (s * s);
+        line.square_diff += tap * (d * d);
+      }
+      const T tap = p.taps[i < 0 ? -i : i];
+      moments.mean_sum += tap * line.mean_sum;
+      moments.mean_diff += tap * line.mean_diff;
+      moments.square_sum += tap * line.square_sum;
+      moments.square_diff += tap * line.square_diff;
+    }
+
+    const Layout& map = p.map.stride;
+    const int64_t map_offset = plane_offset(map, i0, i1, i2) + row * map.row + column * map.column;
+    const T residual = pixel_residual<true>(p, moments, pivot, inverse_width_of(p), difference, map_offset, sums);
+    if (p.residual.data != nullptr) {
+      const Layout& out = p.residual.stride;
+      p.residual.data[plane_offset(out, i0, i1, i2) + row * out.row + column * out.column] = residual;
+    }
+  }
+  reduce_and_store(p, sums, workspace, shared.reduce);
+}
+
+}  // namespace pspl::cuda

@@ -1,0 +1,36 @@
+// How a launch is cut into blocks: host arithmetic only.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../pspl_params.h"
+
+namespace pspl::cuda {
+
+// What the choice of strip height rests on. A multiprocessor's time is modelled as (warps it gets, but at least
+// kBusyWarps: fewer do not fill the pipelines) x (rows a warp walks, halo included).
+constexpr int kBusyWarps = 8;
+constexpr int kMinStripRows = 8;
+constexpr int kMaxCuts = 512;  // strip heights that are tried
+
+// Rows per strip for `columns` strips side by side over all planes, each `height` rows high.
+inline int strip_rows(int64_t columns, int height, int radius, int warps_per_block, int multiprocessors) {
+  int best_rows = height;
+  int64_t best_time = INT64_MAX;
+  const int cuts = std::max(1, std::min(kMaxCuts, height / kMinStripRows));
+  for (int down = 1; down <= cuts; ++down) {
+    const int rows = (height + down - 1) / down;
+    const int64_t strips = columns * ((height + rows - 1) / rows);
+    const int64_t per_wave = static_cast<int64_t>(warps_per_block) * multiprocessors;
+    const int64_t warps = std::max<int64_t>((strips + per_wave - 1) / per_wave * warps_per_block, kBusyWarps);
+    const int64_t time = warps * (rows + 2 * radius);
+    if (time < best_time) {
+      best_time = time;
+      best_rows = rows;
+    }
+  }
+  return best_rows;
+}
+
+}  // namespace pspl::cuda

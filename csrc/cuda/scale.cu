@@ -1,0 +1,46 @@
+#include <cuda_runtime.h>
+
+#include "launch.h"
+#include "scale_kernel.cuh"
+
+namespace pspl::cuda {
+namespace {
+
+template <typename T, typename E>
+cudaError_t launch_scale(const ScaleParams<T>& p, cudaStream_t stream) {
+  constexpr int kPerThread = 16 / sizeof(T);
+  const auto blocks = [&](int per_thread) {
+    const int64_t per_block = static_cast<int64_t>(kThreads) * per_thread;
+    return static_cast<unsigned>((p.numel + per_block - 1) / per_block);
+  };
+  const bool aligned = reinterpret_cast<uintptr_t>(p.residual) % (sizeof(T) * kPerThread) == 0 &&
+                       reinterpret_cast<uintptr_t>(p.gradient) % (sizeof(E) * kPerThread) == 0;
+  if (aligned) {
+    scale_kernel<T, E, kPerThread><<<blocks(kPerThread), kThreads, 0, stream>>>(p);
+  } else {
+    scale_kernel<T, E, 1><<<blocks(1), kThreads, 0, stream>>>(p);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t scale(const ScaleParams<T>& params, cudaStream_t stream) {
+  switch (params.dtype) {
+    case DType::kFloat64:
+      if constexpr (sizeof(T) == 8) return launch_scale<T, double>(params, stream);
+      return cudaErrorInvalidValue;
+    case DType::kFloat16:
+      return launch_scale<T, __half>(params, stream);
+    case DType::kBFloat16:
+      return launch_scale<T, __nv_bfloat16>(params, stream);
+    default:
+      return launch_scale<T, float>(params, stream);
+  }
+}
+
+template cudaError_t scale<float>(const ScaleParams<float>&, cudaStream_t);
+template cudaError_t scale<double>(const ScaleParams<double>&, cudaStream_t);
+
+}  // namespace pspl::cuda

@@ -1,0 +1,206 @@
+"""The keywords of PSPL and every check on what a user passes: one place for all backends, so that bad input gets the same
+sentence everywhere.
+
+A sentence names the argument, what came, what is expected and, where there is one, the remedy. ``ValueError`` is for shapes
+and values, ``TypeError`` for types and dtypes. Pixel values are never inspected: outputs of a network overshoot, and looking
+would wait for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The position in each tuple is the number that the kernels know (csrc/pspl_params.h).
+DISTANCES = ("l1", "l2", "charbonnier")
+PADDINGS = ("zeros", "reflect", "replicate")
+REDUCTIONS = ("mean", "sum", "none")
+BACKENDS = ("auto", "cuda", "cpu", "reference")
+
+# kMaxRadius of csrc/pspl_params.h, as a window.
+MAX_WINDOW_SIZE = 511
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Config(NamedTuple):
+    """Checked constants of one loss. The defaults are the paper's; :func:`pspl_cuda.pspl_loss` says what each means."""
+
+    alpha: float = 1.0
+    beta: float = 0.0
+    gamma: float = 2.0
+    mu: float = -1.0
+    distance: str = "l1"
+    data_range: float = 1.0
+    window_size: int = 11
+    sigma: float = 1.5
+    k1: float = 0.01
+    k2: float = 0.03
+    padding: str = "zeros"
+    eps: float = 1e-3
+    reduction: str = "mean"
+
+    @property
+    def c1(self) -> float:
+        """C1 = (k1 L)^2 of Eq. 5."""
+        return (self.k1 * self.data_range) ** 2
+
+    @property
+    def c2(self) -> float:
+        """C2 = (k2 L)^2 of Eq. 5."""
+        return (self.k2 * self.data_range) ** 2
+
+
+def check_scalar(name: str, value: object, *, above: float | None = None, least: float | None = None) -> float:
+    """Return ``value`` as a float if it is a finite number above ``above`` and of at least ``least``; raise otherwise."""
+    expected = "a finite number"
+    if above is not None:
+        expected += f" above {above:g}"
+    if least is not None:
+        expected += f" of at least {least:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
+    ok = math.isfinite(value) and (above is None or value > above) and (least is None or value >= least)
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; expected {expected}.")
+    return float(value)
+
+
+def check_count(name: str, value: object, *, least: int) -> int:
+    """Return ``value`` if it is an integer of at least ``least``; raise otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected an integer of at least {least}.")
+    return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the strings ``choices``; raise otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected one of {', '.join(map(repr, choices))}.")
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+    return value
+
+
+def _square_in_range(what: str, root: float) -> None:
+    # The kernels compute in float32, with a reciprocal that takes subnormal numbers for zero.
+    if not 1e-37 <= root * root <= 1e37:
+        raise ValueError(
+            f"{what} is {root!r}, whose square leaves the range of float32; expected a number from 1e-18 to 1e18."
+        )
+
+
+def _check_config(
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 2.0,
+    mu: float = -1.0,
+    distance: str = "l1",
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "zeros",
+    eps: float = 1e-3,
+    reduction: str = "mean",
+) -> Config:
+    if isinstance(window_size, bool) or not isinstance(window_size, int):
+        raise TypeError(f"window_size is of type {type(window_size).__name__}; expected an odd integer.")
+    if not (1 <= window_size <= MAX_WINDOW_SIZE and window_size % 2 == 1):
+        raise ValueError(f"window_size is {window_size}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
+    config = Config(
+        alpha=check_scalar("alpha", alpha, least=0),
+        beta=check_scalar("beta", beta, least=0),
+        gamma=check_scalar("gamma", gamma, least=0),
+        mu=check_scalar("mu", mu),
+        distance=check_choice("distance", distance, DISTANCES),
+        data_range=check_scalar("data_range", data_range, above=0),
+        window_size=window_size,
+        sigma=check_scalar("sigma", sigma, above=0),
+        k1=check_scalar("k1", k1, above=0),
+        k2=check_scalar("k2", k2, above=0),
+        padding=check_choice("padding", padding, PADDINGS),
+        eps=check_scalar("eps", eps, above=0),
+        reduction=check_choice("reduction", reduction, REDUCTIONS),
+    )
+    _square_in_range("k1 * data_range", config.k1 * config.data_range)
+    _square_in_range("k2 * data_range", config.k2 * config.data_range)
+    _square_in_range("eps", config.eps)
+    return config
+
+
+_cached_check_config = functools.lru_cache(maxsize=256, typed=True)(_check_config)
+
+
+def check_config(*constants: object, **named_constants: object) -> Config:
+    """Check the fields of a :class:`Config` and return it. A training loop passes the same ones again: they are looked up."""
+    if torch.compiler.is_compiling():
+        return _check_config(*constants, **named_constants)
+    try:
+        return _cached_check_config(*constants, **named_constants)
+    except TypeError:  # perhaps only because a constant can't be looked up: then the check says it better
+        return _check_config(*constants, **named_constants)
+
+
+def check_images(sr: Tensor, hr: Tensor) -> None:
+    """Raise unless ``sr`` and ``hr`` are two images, or batches of images, that can be compared pixel by pixel."""
+    for name, image in (("sr", sr), ("hr", hr)):
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
+            )
+        if image.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} has dtype {image.dtype}; expected float32, float16, bfloat16 or float64. "
+                f"Convert it first, for example with {name}.float() / 255."
+            )
+        if image.layout != torch.strided:
+            raise TypeError(f"{name} has layout {image.layout}; expected a dense tensor. Call {name}.to_dense() first.")
+    if sr.shape != hr.shape:
+        raise ValueError(
+            f"sr has shape {tuple(sr.shape)} and hr has shape {tuple(hr.shape)}; expected the same shape. "
+            "Nothing is broadcast."
+        )
+    if not 3 <= sr.dim() <= 5:
+        raise ValueError(
+            f"sr and hr have {sr.dim()} dimensions, shape {tuple(sr.shape)}; expected 3 to 5: [..., C, H, W]."
+        )
+    if sr.numel() == 0:
+        raise ValueError(f"sr and hr are empty, shape {tuple(sr.shape)}; expected at least one pixel.")
+    if sr.device != hr.device:
+        raise ValueError(f"sr is on {sr.device} and hr is on {hr.device}; expected the same device.")
+
+
+def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
+    """Check Eq. 8's ``step`` and return it as a float, or as a 0-dim float32 or float64 tensor (always so under compile).
+
+    The value of a tensor is not read here, which would wait for the device: a negative one counts as the number that it
+    makes of delta, and NaN gives a NaN loss.
+    """
+    if isinstance(step, Tensor):
+        if step.dim() != 0:
+            raise ValueError(f"step is a tensor of shape {tuple(step.shape)}; expected a number or a 0-dim tensor.")
+        if step.dtype == torch.bool or step.is_complex():
+            raise TypeError(f"step has dtype {step.dtype}; expected a real number.")
+        if step.requires_grad:
+            raise ValueError("step requires a gradient, but the loss has none by it; expected step.detach().")
+        if step.device != device and step.device.type != "cpu":
+            raise ValueError(f"step is on {step.device}; expected the images' device, {device}, or the CPU.")
+        if step.dtype not in (torch.float32, torch.float64):
+            step = step.to(torch.float64)
+        return step
+    if isinstance(step, bool) or not isinstance(step, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"step is of type {type(step).__name__}; expected a number or a 0-dim tensor.")
+    if not step >= 0:
+        raise ValueError(f"step is {step!r}; expected a number of at least 0.")
+    if torch.compiler.is_compiling():
+        # An operator's float argument is a constant of the compiled graph: each new step would compile again.
+        return torch.ones((), dtype=torch.float64, device=device) * step
+    return float(step)

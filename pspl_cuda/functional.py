@@ -1,0 +1,160 @@
+"""The public functions: check, choose a backend, call it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import autograd, reference
+from .config import check_config, check_images, check_step
+from .ops import choose_backend
+from .stats import PSPLStats
+
+
+def pspl_loss(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 2.0,
+    mu: float = -1.0,
+    distance: str = "l1",
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "zeros",
+    eps: float = 1e-3,
+    reduction: str = "mean",
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, PSPLStats]:
+    """Pixel-level self-paced learning loss (Lin, Gao, Wang, Li, ICASSP 2020, Eq. 3 to 10).
+
+    Each pixel is weighted by an attention map made from the SSIM of the two images; the map is a constant in backprop.
+
+    Args:
+        sr: the network's output, ``[..., C, H, W]`` with 3 to 5 dimensions, in float32, float16, bfloat16 or float64, any
+            strides. It gets a gradient in its own dtype.
+        hr: the target, of the same shape and device; its dtype and strides may differ. It gets a gradient if it requires one.
+        step: training progress in Eq. 8, ``delta = alpha * step + beta``: a number of at least 0, or a 0-dim tensor, which is
+            read on the device without waiting for it. The authors' unit is 1000 iterations
+            (:class:`PSPLLoss` counts them for you).
+        alpha: growth rate of delta per step (Eq. 8).
+        beta: initial delta (Eq. 8). With 0, the first steps have weights near zero wherever the images agree.
+        gamma: the largest attention (Eq. 7), reached as delta grows.
+        mu: similarity that gets the largest attention (Eq. 7); -1 is the least similar.
+        distance: ``"l1"``: mean of ``M_a |d|``; ``"l2"``: mean of ``M_a^2 d^2``; ``"charbonnier"``: mean of
+            ``sqrt(M_a^2 d^2 + eps^2)``, with ``d = sr - hr`` (Eq. 10).
+        data_range: L, the range of the pixel values: 1.0 for 0..1, 255 for 0..255. It only sets
+            ``C1 = (k1 L)^2`` and ``C2 = (k2 L)^2``. The official code keeps L = 1 on images of 0..255.
+        window_size: odd width K of the Gaussian window, 1 to 511. 3, 5, 7, 9 and 11 have kernels of their own.
+        sigma: standard deviation of the window in pixels.
+        k1: constant of the luminance term of Eq. 5.
+        k2: constant of the contrast term of Eq. 5.
+        padding: what lies outside the image: ``"zeros"`` (as the official code), ``"reflect"`` (the edge pixel is not repeated)
+            or ``"replicate"``.
+        eps: the charbonnier distance's eps, in pixel units.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (the loss per pixel).
+        return_stats: also return :class:`PSPLStats`, summed in the same pass.
+        backend: ``"auto"``: the fused kernel of the images' device, else, with one warning, the reference. ``"cuda"``,
+            ``"cpu"``, ``"reference"``: that one or an error. The environment variable PSPL_BACKEND replaces ``"auto"``.
+
+    Returns:
+        The loss, 0-dim (``sr``'s shape for reduction ``"none"``), float32, or float64 if an image is float64; with
+        ``return_stats`` the pair ``(loss, PSPLStats)``.
+
+    Raises:
+        TypeError: an argument of the wrong type, or images that are not floating point.
+        ValueError: shapes that differ, an empty batch, a keyword out of range.
+        RuntimeError: an explicit ``backend`` that is not built.
+    """
+    config = check_config(
+        alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
+    )
+    check_images(sr, hr)
+    step = check_step(step, sr.device)
+    if choose_backend(backend, sr.device) == "reference":
+        return reference.pspl_loss(sr, hr, step, **config._asdict(), return_stats=return_stats)
+    loss, stats = autograd.loss(sr, hr, step, config, return_stats)
+    return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss
+
+
+@torch.no_grad()
+def similarity_map(
+    sr: Tensor,
+    hr: Tensor,
+    *,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "zeros",
+    backend: str = "auto",
+) -> Tensor:
+    """The similarity map M_s: SSIM per pixel and channel, of the images' size (Eq. 3 to 5).
+
+    Keywords, errors and the images' requirements are those of :func:`pspl_loss`.
+
+    Returns:
+        A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
+        an image is float64; without gradient.
+    """
+    config = check_config(
+        data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
+    )
+    check_images(sr, hr)
+    if choose_backend(backend, sr.device) == "reference":
+        return reference.similarity_map(
+            sr, hr, data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
+        )
+    return autograd.similarity(sr, hr, config)
+
+
+@torch.no_grad()
+def attention_map(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 2.0,
+    mu: float = -1.0,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "zeros",
+    backend: str = "auto",
+) -> Tensor:
+    """The attention map M_a: the weight that :func:`pspl_loss` gives to each pixel and channel (Eq. 6 to 8).
+
+    Keywords, errors and the images' requirements are those of :func:`pspl_loss`.
+
+    Returns:
+        A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.
+    """
+    constants = {
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "mu": mu,
+        "data_range": data_range,
+        "window_size": window_size,
+        "sigma": sigma,
+        "k1": k1,
+        "k2": k2,
+        "padding": padding,
+    }
+    config = check_config(**constants)
+    check_images(sr, hr)
+    step = check_step(step, sr.device)
+    if choose_backend(backend, sr.device) == "reference":
+        return reference.attention_map(sr, hr, step, **constants)
+    return autograd.attention(sr, hr, step, config)

@@ -1,0 +1,32 @@
+"""Training statistics that the loss sums up in passing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PSPLStats(NamedTuple):
+    """What one call of the loss saw, averaged over all elements.
+
+    The fields are 0-dim tensors on the images' device, float32 (float64 for float64 images), without gradient. Nothing waits
+    for the device until you read one, with ``.item()`` or by printing it.
+    """
+
+    mean_abs_error: Tensor
+    """Mean of \\|sr - hr\\|: the unweighted L1 loss, in pixel units."""
+    mean_squared_error: Tensor
+    """Mean of (sr - hr)^2: the unweighted L2 loss."""
+    mean_similarity: Tensor
+    """Mean of the similarity map M_s (Eq. 3), from -1 to 1."""
+    mean_attention: Tensor
+    """Mean of the attention map M_a (Eq. 6), from 0 to gamma."""
+    data_range: float
+    """L of the constants C1 and C2: the peak that :attr:`psnr` refers to."""
+
+    @property
+    def psnr(self) -> Tensor:
+        """10 log10(data_range^2 / mean_squared_error) in dB over the whole batch, a 0-dim tensor; inf for equal images."""
+        return 10 * torch.log10(self.data_range**2 / self.mean_squared_error)
