@@ -107,6 +107,29 @@ struct Window {
   int64_t padding;
 };
 
+// Gaussian weights, formed in float64. Rounding them to T leaves a sum a little off 1, which would act on every pixel in the same
+// direction: the excess goes back into the taps, from the centre outwards, where they are small enough to hold the rest of it.
+template <typename T>
+void fill_taps(Params<T>& p, double sigma) {
+  double total = 0;
+  double weight[kMaxRadius + 1];
+  for (int i = 0; i <= p.radius; ++i) {
+    weight[i] = std::exp(-0.5 * (i / sigma) * (i / sigma));
+    total += i == 0 ? weight[i] : 2 * weight[i];
+  }
+  double excess = -1;
+  for (int i = 0; i <= p.radius; ++i) {
+    p.taps[i] = static_cast<T>(weight[i] / total);
+    excess += (i == 0 ? 1 : 2) * static_cast<double>(p.taps[i]);
+  }
+  for (int i = 1; i <= p.radius; ++i) {
+    const T mended = static_cast<T>(p.taps[i] - excess / 2);
+    if (mended <= T(0)) break;
+    excess += 2 * (static_cast<double>(mended) - static_cast<double>(p.taps[i]));
+    p.taps[i] = mended;
+  }
+}
+
 // Everything but the outputs. The Python layer has checked all this with better sentences; this guards the operators against
 // being called past it.
 template <typename T>
@@ -133,14 +156,7 @@ Params<T> fill_params(const Tensor& sr, const Tensor& hr, const Schedule& schedu
 
   p.padding = static_cast<Padding>(window.padding);
   p.radius = static_cast<int32_t>(window.size / 2);
-  double weight[kMaxRadius + 1];
-  double total = 0;
-  for (int i = 0; i <= p.radius; ++i) {
-    const double distance = i / window.sigma;
-    weight[i] = std::exp(-0.5 * distance * distance);
-    total += i == 0 ? weight[i] : 2 * weight[i];
-  }
-  for (int i = 0; i <= p.radius; ++i) p.taps[i] = static_cast<T>(weight[i] / total);
+  fill_taps(p, window.sigma);
   p.twice_c1 = static_cast<T>(2 * window.c1);
   p.twice_c2 = static_cast<T>(2 * window.c2);
 
@@ -186,7 +202,8 @@ std::tuple<Tensor, Tensor, Tensor> loss_in(const Tensor& sr, const Tensor& hr, c
   const bool per_pixel = static_cast<Reduction>(reduction) == Reduction::kNone;
   p.distance = static_cast<Distance>(distance);
   p.eps_squared = static_cast<T>(eps * eps);
-  p.loss_scale = static_cast<Reduction>(reduction) == Reduction::kMean ? 1.0 / static_cast<double>(p.numel()) : 1.0;
+  p.stats_scale = 1.0 / static_cast<double>(p.numel());
+  p.loss_scale = static_cast<Reduction>(reduction) == Reduction::kMean ? p.stats_scale : 1.0;
 
   Tensor loss = per_pixel ? empty_like(sr, dtype) : empty_scalar(sr, dtype);
   Tensor residual = with_residual ? empty_like(sr, dtype) : empty(sr, 0, dtype);

@@ -29,18 +29,32 @@ PSPL_FN double copy_sign(double magnitude, double sign) { return copysign(magnit
 PSPL_FN float clamp_variance(float x) { return fmaxf(x, 0.0f); }
 PSPL_FN double clamp_variance(double x) { return fmax(x, 0.0); }
 
-// part / whole for 0 <= part <= whole, never above 1. The device's approximate reciprocal is good to one unit in the last
-// place, so a quotient could come out as 1 + 2^-22; the factor takes that excess back.
-PSPL_FN float fraction(float part, float whole) {
+// (same - apart) / (same + apart) for same > 0 and apart >= 0: in [-1, 1], and exactly 1 for apart = 0. The device's
+// approximate reciprocal is good to one unit in the last place, so a quotient could come out as 1 + 2^-22: the factor takes
+// that excess back.
+PSPL_FN float balance(float same, float apart) {
 #if defined(__CUDA_ARCH__)
-  float reciprocal;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(whole));
-  return part * reciprocal * (1.0f - 0x1p-22f);
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(same + apart));
+  return fmaf(apart * inverse, -2.0f * (1.0f - 0x1p-22f), 1.0f);
 #else
-  return part / whole;
+  return 1.0f - 2.0f * (apart / (same + apart));
 #endif
 }
-PSPL_FN double fraction(double part, double whole) { return part / whole; }
+PSPL_FN double balance(double same, double apart) { return 1.0 - 2.0 * (apart / (same + apart)); }
+
+// 1 / x to half a unit in the last place or so, without the call that the device makes of an exact division.
+PSPL_FN float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float rough;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(x));
+  const float refined = fmaf(rough, fmaf(-x, rough, 1.0f), rough);
+  return refined == refined ? refined : rough;  // 0 and infinity have no refinement
+#else
+  return 1.0f / x;
+#endif
+}
+PSPL_FN double reciprocal(double x) { return 1.0 / x; }
 
 PSPL_FN float exp2_of(float x) {
 #if defined(__CUDA_ARCH__)
@@ -77,17 +91,19 @@ struct Moments {
 
 // Eq. 5 through (S, D) = (mu_x + mu_y, mu_x - mu_y) and the variances of s and d:
 //   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the variances.
-// Each factor is written 1 - 2 b / (a + b): exactly 1 for identical images, and in [-1, 1] by construction.
+template <typename V, typename T>
+PSPL_FN V similarity(V mean_sum, V mean_diff, V variance_sum, V variance_diff, T twice_c1, T twice_c2) {
+  const V luminance_same = mean_sum * mean_sum + twice_c1;
+  const V luminance_apart = mean_diff * mean_diff;
+  const V structure_same = clamp_variance(variance_sum) + twice_c2;
+  const V structure_apart = clamp_variance(variance_diff);
+  return balance(luminance_same, luminance_apart) * balance(structure_same, structure_apart);
+}
+
 template <typename V, typename T>
 PSPL_FN V similarity(const Moments<V>& m, T pivot, T twice_c1, T twice_c2) {
-  const V mean_sum = m.mean_sum + pivot;
-  const V luminance_same = mean_sum * mean_sum + twice_c1;
-  const V luminance_apart = m.mean_diff * m.mean_diff;
-  const V structure_same = clamp_variance(m.square_sum - m.mean_sum * m.mean_sum) + twice_c2;
-  const V structure_apart = clamp_variance(m.square_diff - m.mean_diff * m.mean_diff);
-  const V luminance = T(1) - T(2) * fraction(luminance_apart, luminance_same + luminance_apart);
-  const V structure = T(1) - T(2) * fraction(structure_apart, structure_same + structure_apart);
-  return luminance * structure;
+  return similarity(m.mean_sum + pivot, m.mean_diff, m.square_sum - m.mean_sum * m.mean_sum,
+                    m.square_diff - m.mean_diff * m.mean_diff, twice_c1, twice_c2);
 }
 
 // ---------------------------------------------------------------- attention map
@@ -102,7 +118,7 @@ PSPL_FN T width(T alpha, T step, T beta) {
 // (attention gamma), anything else squares to infinity (attention 0), and NaN comes from neither.
 template <typename T>
 PSPL_FN T inverse_width(T delta) {
-  const T inverse = T(1.2011224087864498) / absolute(delta);
+  const T inverse = T(1.2011224087864498) * reciprocal(absolute(delta));
   return inverse > kLargest<T> ? kLargest<T> : inverse;
 }
 
@@ -141,13 +157,14 @@ PSPL_FN Weighted<V> weighted(Distance distance, V attention, V difference, T eps
 
 // Index of the pixel that stands at position i of a line of n pixels, for any i: negative, or beyond by several lengths.
 // -1 means: outside, a zero.
-PSPL_FN int64_t padded_index(int64_t i, int64_t n, Padding padding) {
+template <typename I>
+PSPL_FN I padded_index(I i, I n, Padding padding) {
   if (i >= 0 && i < n) return i;
   if (padding == Padding::kZeros) return -1;
   if (padding == Padding::kReplicate) return i < 0 ? 0 : n - 1;
   if (n == 1) return 0;
-  const int64_t period = 2 * (n - 1);
-  const int64_t phase = ((i % period) + period) % period;
+  const I period = 2 * (n - 1);
+  const I phase = ((i % period) + period) % period;
   return phase < n ? phase : period - phase;
 }
 

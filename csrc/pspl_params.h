@@ -87,6 +87,7 @@ struct Params {
   DType step_dtype;         // kFloat32 or kFloat64
 
   double loss_scale;        // 1/n for mean, 1 for sum
+  double stats_scale;       // 1/n
   T* loss;                  // 0-dim; null when no sum is asked for
   T* stats;                 // [kNumStats]; null when not asked for
 

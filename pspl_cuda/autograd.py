@@ -61,15 +61,14 @@ class _Loss(torch.autograd.Function):
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.config = config
-        ctx.step = step
         ctx.dtypes = (sr.dtype, hr.dtype)
-        ctx.strides = (sr.stride(), hr.stride())
-        ctx.same_layout = ctx.strides[0] == ctx.strides[1]
-        # The second derivative of l1 is zero. The others need the images again, as F.mse_loss does; an inference tensor can't
-        # be saved, which matters only to who asks for that derivative.
-        ctx.curved = config.distance != "l1"
+        ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
+        # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an inference
+        # tensor can't be saved, which matters only to who asks for that derivative. torch.compile never does.
+        ctx.curved = config.distance != "l1" and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
-            ctx.save_for_backward(residual, sr, hr)
+            ctx.save_for_backward(residual, sr, hr, *([step] if isinstance(step, Tensor) else []))
+            ctx.step = step if not isinstance(step, Tensor) else None
         else:
             ctx.save_for_backward(residual)
         return value, stats
@@ -78,11 +77,11 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, upstream, _):
         if upstream is None:
             return None, None, None, None, None
-        residual, *images = ctx.saved_tensors
-        # create_graph=True: autograd must be able to differentiate what happens here. torch.compile never asks for it.
+        residual, *saved = ctx.saved_tensors
+        # create_graph=True: autograd must be able to differentiate what happens here.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if differentiable and ctx.curved:
-            gradients = _curved_gradients(ctx, images, upstream)
+            gradients = _curved_gradients(ctx, saved, upstream)
         else:
             factor = 1.0 / residual.numel() if ctx.config.reduction == "mean" else 1.0
             fused = upstream.dim() == 0 and not differentiable
@@ -102,24 +101,23 @@ def _scale(residual: Tensor, upstream: Tensor, factor: float, dtype: torch.dtype
 
 def _with_strides(gradient: Tensor, ctx) -> Tensor:
     """The residual has the layout of sr; the gradient of hr shall have the layout of hr."""
-    if ctx.same_layout:
+    if ctx.hr_strides is None:
         return gradient
-    return torch.empty_strided(
-        gradient.shape, ctx.strides[1], dtype=gradient.dtype, device=gradient.device
-    ).copy_(gradient)
+    shaped = torch.empty_strided(gradient.shape, ctx.hr_strides, dtype=gradient.dtype, device=gradient.device)
+    return shaped.copy_(gradient)
 
 
-def _curved_gradients(ctx, images: list[Tensor], upstream: Tensor) -> list[Tensor | None]:
+def _curved_gradients(ctx, saved: list[Tensor], upstream: Tensor) -> list[Tensor | None]:
     """Gradients that can be differentiated again: the distance of Eq. 10 in PyTorch, on the kernel's attention map."""
-    if not images:
+    if not saved:
         raise RuntimeError(
             f"the second derivative of distance {ctx.config.distance!r} needs sr and hr, but one is an inference tensor, which "
             "autograd can't save. Pass its clone(), made outside inference mode."
         )
-    sr, hr = images
+    sr, hr, *step = saved
     with torch.no_grad():
-        weight = attention(sr, hr, ctx.step, ctx.config)
+        weight = attention(sr, hr, *(step or [ctx.step]), ctx.config)
     value = weighted_distance(sr, hr, weight, ctx.config)
-    wanted = [image for image, needed in zip(images, ctx.needs_input_grad[:2], strict=True) if needed]
+    wanted = [image for image, needed in zip((sr, hr), ctx.needs_input_grad[:2], strict=True) if needed]
     gradients = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:2]]

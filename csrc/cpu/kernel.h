@@ -8,6 +8,7 @@
 // that is live stays in the first-level cache. Tiles depend on the image alone, never on the threads, and their
 // sums are added in order: the result is the same, bit for bit, on any number of threads.
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 #include <type_traits>
 
@@ -21,7 +22,7 @@ namespace {
 
 #include "elements.h"
 
-constexpr int kSums = kNumStats + 1;  // the loss, then the statistics
+constexpr int kSums = kNumStats + 1;  // the statistics, then the loss
 
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kLeastTileRows = 32;
@@ -34,7 +35,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 template <typename T>
 struct Geometry {
   static constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
-  static constexpr int kColumns = 256 / sizeof(T);  // of a tile: its ring is then 15 KiB for the 11 x 11 window
+  static constexpr int kColumns = 512 / sizeof(T);  // of a tile: its ring is then 30 KiB for the 11 x 11 window
   static_assert(kColumns % kLanes == 0, "a tile is a whole number of vectors wide");
 
   int64_t strips;
@@ -104,12 +105,8 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-template <typename T>
-T load_element(const Input& input, int64_t index) {
-  return with_element(input.dtype, [&](auto* type) {
-    using E = std::remove_pointer_t<decltype(type)>;
-    return T(widen(static_cast<const E*>(input.data)[index]));
-  });
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
 // count pixels of a row from index on, in the compute type: the user's memory itself where it is so already.
@@ -136,10 +133,17 @@ class TileKernel {
   static constexpr int kVectors = Geometry<T>::kColumns / kLanes;
   using V = Vec<T, kLanes>;
 
-  // What the ring holds of one vector: the four moments blurred along the row, and d itself.
+  // Of s or d, over a window.
+  struct Spread {
+    V mean;
+    V variance;
+  };
+
+  // What the ring holds of one vector of columns: s and d blurred along the row, and d itself.
   struct Cell {
-    Moments<V> moments;
-    V difference;
+    Spread sum;
+    Spread difference;
+    V centre_difference;
   };
 
  public:
@@ -157,13 +161,16 @@ class TileKernel {
         hr_base_(tile.offset(params.hr.stride) + (tile.left + first_) * params.hr.stride.column),
         workspace_(workspace_bytes()) {
     const int64_t line = halo_ + vectors_ * kLanes + halo_;
-    sum_row_ = workspace_.template take<T>(line) + halo_;
-    difference_row_ = workspace_.template take<T>(line) + halo_;
+    for (int i = 0; i < 2; ++i) {
+      sum_row_[i] = workspace_.template take<T>(line) + halo_;
+      difference_row_[i] = workspace_.template take<T>(line) + halo_;
+    }
     sr_scratch_ = workspace_.template take<T>(line);
     hr_scratch_ = workspace_.template take<T>(line);
-    for (T*& scratch : output_scratch_) scratch = workspace_.template take<T>(line);
-    inside_ = workspace_.template take<T>(line);
-    for (int i = 0; i < vectors_ * kLanes; ++i) inside_[i] = bit_cast<T>(typename V::Bits(i < columns_ ? -1 : 0));
+    for (V** scratch : {&similarity_[0], &similarity_[1], &attention_, &residual_, &loss_, &inside_})
+      *scratch = workspace_.template take<V>(vectors_);
+    T* inside = reinterpret_cast<T*>(inside_);
+    for (int i = 0; i < vectors_ * kLanes; ++i) inside[i] = bit_cast<T>(typename V::Bits(i < columns_ ? -1 : 0));
     // Each row of the ring stands in the table twice, so that ring_rows + 2 rows in order can be read from any start.
     const int ring_rows = 2 * radius_ + 2;
     rows_ = workspace_.template take<Cell*>(2 * ring_rows);
@@ -171,29 +178,37 @@ class TileKernel {
     Cell* ring = workspace_.template take<Cell>(ring_rows * vectors_);
     for (int i = 0; i < 2 * ring_rows; ++i) rows_[i] = ring + (i % ring_rows) * vectors_;
 
-    pivot_ = choose_pivot();
-    for (int64_t i = -halo_; i < line - halo_; ++i) {
-      sum_row_[i] = -pivot_;
-      difference_row_[i] = T(0);
+    outside_left_ = outside_right_ = 0;
+    if (p_.padding != Padding::kZeros) {
+      outside_left_ = radius_ + first_;
+      outside_right_ = columns_ + radius_ - last_;
+      for (int i = 0; i < outside_left_; ++i)
+        source_[i] = padded_index(tile.left - radius_ + i, p_.width, p_.padding) - (tile.left + first_);
+      for (int i = 0; i < outside_right_; ++i)
+        source_[outside_left_ + i] =
+            padded_index(tile.left + last_ + i, p_.width, p_.padding) - (tile.left + first_);
     }
-    outside_left_ = radius_ + first_;
-    outside_right_ = columns_ + radius_ - last_;
-    if (p_.padding == Padding::kZeros) outside_left_ = outside_right_ = 0;
-    for (int i = 0; i < outside_left_; ++i)
-      source_[i] = padded_index(tile.left - radius_ + i, p_.width, p_.padding) - tile.left;
-    for (int i = 0; i < outside_right_; ++i)
-      source_[outside_left_ + i] = padded_index(tile.left + last_ + i, p_.width, p_.padding) - tile.left;
+    for (int row = 0; row < 2; ++row) {
+      for (int64_t i = -halo_; i < line - halo_; ++i) {
+        sum_row_[row][i] = T(0);
+        difference_row_[row][i] = T(0);
+      }
+    }
   }
 
   // Fills the outputs of the tile and sums[kSums].
   void run(double* sums) {
     const int ring_rows = 2 * radius_ + 2;
-    for (int i = 0; i < 2 * radius_; ++i) blur_along_row(tile_.top - radius_ + i, rows_[i]);
+    load_two_rows(tile_.top - radius_);
+    for (int i = 0; i < 2 * radius_; i += 2) {
+      blur_along_two_rows(rows_ + i);
+      load_two_rows(tile_.top - radius_ + i + 2);
+    }
     int start = 0;
     for (int64_t y = tile_.top; y < tile_.bottom; y += 2) {
       Cell* const* rows = rows_ + start;
-      blur_along_row(y + radius_, rows[2 * radius_]);
-      blur_along_row(y + radius_ + 1, rows[2 * radius_ + 1]);
+      blur_along_two_rows(rows + 2 * radius_);
+      load_two_rows(y + radius_ + 2);
       finish_two_rows(y, rows);
       start = (start + 2) % ring_rows;
     }
@@ -207,70 +222,78 @@ class TileKernel {
   size_t workspace_bytes() const {
     const int64_t line = (2 * halo_ + vectors_ * kLanes) * sizeof(T) + 64;
     const int64_t ring_rows = 2 * radius_ + 2;
-    return 9 * line + 2 * ring_rows * sizeof(Cell*) + 64 + (2 * radius_ + 1) * sizeof(int) + 64 +
+    return 12 * line + 2 * ring_rows * sizeof(Cell*) + 64 + (2 * radius_ + 1) * sizeof(int) + 64 +
            ring_rows * vectors_ * sizeof(Cell);
   }
 
-  // The mean of x + y over a grid of pixels of the tile. Pixels that are not finite stay out of it: a single NaN must
-  // not reach beyond its own window.
-  T choose_pivot() const {
-    constexpr int kGrid = 8;
-    const int64_t height = tile_.bottom - tile_.top;
-    T sum = 0;
-    int count = 0;
-    for (int i = 0; i < kGrid; ++i) {
-      const int64_t y = tile_.top + (2 * i + 1) * height / (2 * kGrid);
-      for (int j = 0; j < kGrid; ++j) {
-        const int64_t x = (2 * j + 1) * columns_ / (2 * kGrid) - first_;
-        const T value = load_element<T>(p_.sr, sr_base_ + y * p_.sr.stride.row + x * p_.sr.stride.column) +
-                        load_element<T>(p_.hr, hr_base_ + y * p_.hr.stride.row + x * p_.hr.stride.column);
-        const bool finite = value - value == T(0);
-        sum += finite ? value : T(0);
-        count += finite;
-      }
-    }
-    const T mean = count > 0 ? sum / T(count) : T(0);
-    return mean - mean == T(0) ? mean : T(0);
+  // The rows of a tile lie too far apart, and are too short, for the processor to guess the next one.
+  static constexpr int kRowsAhead = 8;
+
+  template <int kWrite>
+  static PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t size) {
+    constexpr int64_t kLine = 64;
+    const char* from = static_cast<const char*>(data) + index * size;
+    const int64_t bytes = count * stride * size;
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + i, kWrite);
   }
 
   // s and d of row y, of the columns that the tile can see. Columns beyond those hold the constants of the zero
   // padding from the start; they only feed lanes that nobody reads.
-  void load_sum_and_difference(int64_t y) {
+  void load_sum_and_difference(int64_t y, int line) const {
     const int count = last_ - first_;
-    T* sum = sum_row_ + first_;
-    T* difference = difference_row_ + first_;
+    T* sum = sum_row_[line] + first_;
+    T* difference = difference_row_[line] + first_;
     y = padded_index(y, p_.height, p_.padding);
     if (y < 0) {
       for (int i = 0; i < count; ++i) {
-        sum[i] = -pivot_;
+        sum[i] = T(0);
         difference[i] = T(0);
       }
       return;
     }
+    const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
+    prefetch<0>(p_.sr.data, sr_base_ + ahead * p_.sr.stride.row, p_.sr.stride.column, count, size_of(p_.sr.dtype));
+    prefetch<0>(p_.hr.data, hr_base_ + ahead * p_.hr.stride.row, p_.hr.stride.column, count, size_of(p_.hr.dtype));
+    if (p_.residual.data != nullptr)
+      prefetch<1>(p_.residual.data, tile_.offset(p_.residual.stride) + y * p_.residual.stride.row + tile_.left * p_.residual.stride.column, p_.residual.stride.column, columns_, sizeof(T));
     const T* sr = load_row(p_.sr, sr_base_ + y * p_.sr.stride.row, count, sr_scratch_);
     const T* hr = load_row(p_.hr, hr_base_ + y * p_.hr.stride.row, count, hr_scratch_);
     const auto combine = [&](int i) {
       const V a = V::load(sr + i), b = V::load(hr + i);
-      (a + b - pivot_).store(sum + i);
+      (a + b).store(sum + i);
       (a - b).store(difference + i);
     };
     if (count >= kLanes) {
-      for (int i = 0; i < count - kLanes; i += kLanes) combine(i);
-      combine(count - kLanes);  // overlaps the one before: nothing is read beyond the user's row
+      // Vectors that are aligned in the lines of scratch, and at either end one that overlaps its neighbour: nothing is read
+      // beyond the user's row.
+      combine(0);
+      for (int i = -first_ % kLanes; i < count - kLanes; i += kLanes) combine(i);
+      combine(count - kLanes);
     } else {
       for (int i = 0; i < count; ++i) {
-        sum[i] = sr[i] + hr[i] - pivot_;
+        sum[i] = sr[i] + hr[i];
         difference[i] = sr[i] - hr[i];
       }
     }
     for (int i = 0; i < outside_left_; ++i) {
-      sum_row_[i - radius_] = sum_row_[source_[i]];
-      difference_row_[i - radius_] = difference_row_[source_[i]];
+      sum[i - radius_ - first_] = sum[source_[i]];
+      difference[i - radius_ - first_] = difference[source_[i]];
     }
     for (int i = 0; i < outside_right_; ++i) {
-      sum_row_[last_ + i] = sum_row_[source_[outside_left_ + i]];
-      difference_row_[last_ + i] = difference_row_[source_[outside_left_ + i]];
+      sum[count + i] = sum[source_[outside_left_ + i]];
+      difference[count + i] = difference[source_[outside_left_ + i]];
     }
+  }
+
+  // Loaded a step ahead of their use: a load that straddles two stores still under way would wait for them.
+  void load_two_rows(int64_t y) const {
+    load_sum_and_difference(y, 0);
+    load_sum_and_difference(y + 1, 1);
+  }
+
+  void blur_along_two_rows(Cell* const* rows) const {
+    blur_along_row(0, rows[0]);
+    blur_along_row(1, rows[1]);
   }
 
   // Broadcast once per row: the compiler cannot know that the taps outlive a store.
@@ -284,137 +307,154 @@ class TileKernel {
     PSPL_INLINE int radius() const { return kRadius >= 0 ? kRadius : runtime_radius; }
   };
 
-  // The taps are symmetric: pixels at the same distance are added first, by the adders that run beside the multipliers.
-  static PSPL_INLINE void blur_values_and_squares(const Window& window, const T* centre, V* mean, V* square) {
+  // Along the row. The pixel at the centre is taken off its neighbours before they are squared: rounding is then small
+  // beside the variance, whatever the mean, and NaN and Inf stay within their windows. The taps are symmetric: pixels at the
+  // same distance are added first, by the adders, which run beside the multipliers.
+  static PSPL_INLINE Spread blur_along(const Window& window, const T* at) {
     const int radius = window.radius();
-    const V c = V::load(centre);
-    V m = window.tap[0] * c;
-    V q = window.tap[0] * (c * c);
+    const V centre = V::load(at).held();
+    V mean(T(0)), square(T(0));
 #pragma GCC unroll 8
     for (int k = 1; k <= radius; ++k) {
-      const V a = V::load(centre - k), b = V::load(centre + k);
-      m = multiply_add(a + b, window.tap[k], m);
-      q = multiply_add(multiply_add(a, a, b * b), window.tap[k], q);
+      const V left = V::load(at - k) - centre;
+      const V right = V::load(at + k) - centre;
+      mean = multiply_add(left + right, window.tap[k], mean);
+      square = multiply_add(multiply_add(left, left, right * right), window.tap[k], square);
     }
-    *mean = m;
-    *square = q;
+    return {centre + mean, multiply_add(-mean, mean, square)};
   }
 
-  void blur_along_row(int64_t y, Cell* cells) {
-    load_sum_and_difference(y);
+  void blur_along_row(int line, Cell* cells) const {
     const Window window(p_.taps, radius_);
-    const T* sum = sum_row_;
-    const T* difference = difference_row_;
+    const T* sum = sum_row_[line];
+    const T* difference = difference_row_[line];
     const int vectors = vectors_;
     for (int v = 0; v < vectors; ++v) {
-      Cell cell;
-      blur_values_and_squares(window, sum + v * kLanes, &cell.moments.mean_sum, &cell.moments.square_sum);
-      blur_values_and_squares(window, difference + v * kLanes, &cell.moments.mean_diff, &cell.moments.square_diff);
-      cell.difference = V::load(difference + v * kLanes);
-      cells[v] = cell;
+      Cell& cell = cells[v];
+      cell.sum = blur_along(window, sum + v * kLanes);
+      cell.difference = blur_along(window, difference + v * kLanes);
+      cell.centre_difference = V::load(difference + v * kLanes);
     }
   }
 
-  // Down the columns, for the rows at rows[radius] and the next.
-  static PSPL_INLINE void blur_down_columns(const Window& window, Cell* const* rows, int v, V Moments<V>::*moment,
-                                            Moments<V>* first, Moments<V>* second) {
+  // Down the columns, for the rows at rows[radius] and the next. The variance of the window is the mean of the variances of
+  // its rows plus the variance of their means; the mean of the upper row is taken off all means. Of the rows at distance k
+  // from the two, half were those at distance k - 1 from the other one.
+  static PSPL_INLINE void blur_down(const Window& window, Cell* const* rows, int v, Spread Cell::*which, Spread* upper,
+                                    Spread* lower) {
     const int radius = window.radius();
-    const auto at = [&](int row) { return rows[row][v].moments.*moment; };
-    V a = window.tap[0] * at(radius);
-    V b = window.tap[0] * at(radius + 1);
+    const V centre = (rows[radius][v].*which).mean;
+    const auto mean_and_square = [&](int row) -> Spread {
+      const Spread& s = rows[row][v].*which;
+      const V mean = (s.mean - centre).held();
+      return {mean, multiply_add(mean, mean, s.variance).held()};
+    };
+    Spread above = {V(T(0)), (rows[radius][v].*which).variance};
+    Spread below = mean_and_square(radius + 1);
+    V upper_mean(T(0));
+    V upper_square = window.tap[0] * above.variance;
+    V lower_mean = window.tap[0] * below.mean;
+    V lower_square = window.tap[0] * below.variance;
 #pragma GCC unroll 8
     for (int k = 1; k <= radius; ++k) {
-      a = multiply_add(at(radius - k) + at(radius + k), window.tap[k], a);
-      b = multiply_add(at(radius + 1 - k) + at(radius + 1 + k), window.tap[k], b);
+      const Spread next_above = mean_and_square(radius - k);
+      const Spread next_below = mean_and_square(radius + 1 + k);
+      upper_mean = multiply_add(next_above.mean + below.mean, window.tap[k], upper_mean);
+      lower_mean = multiply_add(above.mean + next_below.mean, window.tap[k], lower_mean);
+      upper_square = multiply_add(next_above.variance + below.variance, window.tap[k], upper_square);
+      lower_square = multiply_add(above.variance + next_below.variance, window.tap[k], lower_square);
+      above = next_above;
+      below = next_below;
     }
-    first->*moment = a;
-    second->*moment = b;
+    *upper = {upper_mean + centre, multiply_add(-upper_mean, upper_mean, upper_square)};
+    *lower = {lower_mean + centre, multiply_add(-lower_mean, lower_mean, lower_square)};
+    // The row above is no part of a window of one pixel, which has no variance.
+    if (radius == 0) *lower = rows[1][v].*which;
   }
 
-  // Where a row of an output is made: in place if it is dense and whole vectors wide, else in a line of scratch.
-  struct Line {
-    T* scratch;
-    T* out;
-    int64_t stride;
-    bool in_place;
-    T* data;
-  };
-
-  Line line_of(const Output<T>& output, T* scratch, int64_t y) const {
-    if (output.data == nullptr) return {nullptr, nullptr, 0, false, nullptr};
-    T* out = output.data + tile_.offset(output.stride) + y * output.stride.row + tile_.left * output.stride.column;
-    const bool in_place = output.stride.column == 1 && columns_ == vectors_ * kLanes;
-    return {scratch, out, output.stride.column, in_place, in_place ? out : scratch};
-  }
-
-  void put(const Line& line) const {
-    if (line.data == nullptr || line.in_place) return;
-    for (int i = 0; i < columns_; ++i) line.out[i * line.stride] = line.scratch[i];
-  }
-
-  struct Constants {
-    T pivot, twice_c1, twice_c2, inverse_width, gamma, mu, eps_squared;
-    Distance distance;
-    MapKind map_kind;
-    bool weights_wanted, stats_wanted;
-  };
-
+  // Down the columns: the moments of rows y and y + 1, and what becomes of them.
   void finish_two_rows(int64_t y, Cell* const* rows) {
-    const Window window(p_.taps, radius_);
-    const int radius = window.radius();
-    const Constants c = {pivot_,   p_.twice_c1,    p_.twice_c2, inverse_width_, p_.gamma,
-                         p_.mu,    p_.eps_squared, p_.distance, p_.map_kind,    weights_wanted_,
-                         p_.stats != nullptr};
-    const int rows_wanted = y + 1 < tile_.bottom ? 2 : 1;
-    Line residual[2], map[2];
-    for (int i = 0; i < rows_wanted; ++i) {
-      residual[i] = line_of(p_.residual, output_scratch_[i], y + i);
-      map[i] = line_of(p_.map, output_scratch_[2 + i], y + i);
-    }
-    V sums[kSums] = {V(T(0)), V(T(0)), V(T(0)), V(T(0)), V(T(0))};
-    const int vectors = vectors_;
-    for (int v = 0; v < vectors; ++v) {
-      Moments<V> first, second;
-      blur_down_columns(window, rows, v, &Moments<V>::mean_sum, &first, &second);
-      blur_down_columns(window, rows, v, &Moments<V>::mean_diff, &first, &second);
-      blur_down_columns(window, rows, v, &Moments<V>::square_sum, &first, &second);
-      blur_down_columns(window, rows, v, &Moments<V>::square_diff, &first, &second);
-      const V inside = V::load(inside_ + v * kLanes);
-      finish(c, first, rows[radius][v].difference, inside, residual[0].data, map[0].data, v, sums);
-      if (rows_wanted == 2)
-        finish(c, second, rows[radius + 1][v].difference, inside, residual[1].data, map[1].data, v, sums);
-    }
-    for (int i = 0; i < rows_wanted; ++i) {
-      put(residual[i]);
-      put(map[i]);
-    }
-    // Two rows in the compute type, then double: short sums lose nothing.
-    const int wanted = c.stats_wanted ? kSums : 1;
-    for (int i = 0; i < wanted; ++i) {
-      alignas(64) T lanes[kLanes];
-      sums[i].store(lanes);
-      for (int lane = 0; lane < kLanes; ++lane) lane_sums_[i][lane] += lanes[lane];
+    blur_two_rows(rows);
+    for (int i = 0; i < 2 && y + i < tile_.bottom; ++i) {
+      const V* similarity = similarity_[i];
+      if (p_.map.data != nullptr && p_.map_kind == MapKind::kSimilarity)
+        put(p_.map, y + i, reinterpret_cast<const T*>(similarity));
+      if (weights_wanted_) weigh_row(y + i, rows[radius_ + i], similarity);
     }
   }
 
-  // From the moments of one vector of pixels to its outputs.
-  static PSPL_INLINE void finish(const Constants& c, const Moments<V>& moments, V difference, V inside, T* residual,
-                                 T* map, int v, V* sums) {
-    const V m_s = similarity(moments, c.pivot, c.twice_c1, c.twice_c2);
-    if (map != nullptr && c.map_kind == MapKind::kSimilarity) m_s.store(map + v * kLanes);
-    if (!c.weights_wanted) return;
+  // The formulas are split in two loops because each is one long chain of dependent operations: short bodies let the
+  // processor work on several vectors at a time.
+  void blur_two_rows(Cell* const* rows) {
+    const Window window(p_.taps, radius_);
+    const T twice_c1 = p_.twice_c1, twice_c2 = p_.twice_c2;
+    V* first = similarity_[0];
+    V* second = similarity_[1];
+    const int vectors = vectors_;
+    for (int v = 0; v < vectors; ++v) {
+      Spread sum[2], difference[2];
+      blur_down(window, rows, v, &Cell::sum, &sum[0], &sum[1]);
+      blur_down(window, rows, v, &Cell::difference, &difference[0], &difference[1]);
+      first[v] = similarity(sum[0].mean, difference[0].mean, sum[0].variance, difference[0].variance, twice_c1, twice_c2);
+      second[v] = similarity(sum[1].mean, difference[1].mean, sum[1].variance, difference[1].variance, twice_c1, twice_c2);
+    }
+  }
 
-    const V m_a = attention(m_s, c.inverse_width, c.gamma, c.mu);
-    const Weighted<V> w = weighted(c.distance, m_a, difference, c.eps_squared);
-    if (residual != nullptr) w.residual.store(residual + v * kLanes);
-    if (map != nullptr && c.map_kind == MapKind::kAttention) m_a.store(map + v * kLanes);
-    if (map != nullptr && c.map_kind == MapKind::kLoss) w.loss.store(map + v * kLanes);
-    sums[0] = sums[0] + only(inside, w.loss);
-    if (c.stats_wanted) {
-      sums[1 + kAbsError] = sums[1 + kAbsError] + only(inside, absolute(difference));
-      sums[1 + kSquaredError] = sums[1 + kSquaredError] + only(inside, difference * difference);
-      sums[1 + kSimilarityStat] = sums[1 + kSimilarityStat] + only(inside, m_s);
-      sums[1 + kAttentionStat] = sums[1 + kAttentionStat] + only(inside, m_a);
+  void weigh_row(int64_t y, const Cell* cells, const V* similarity) {
+    switch (p_.distance) {
+      case Distance::kL1: return weigh_row<Distance::kL1>(y, cells, similarity);
+      case Distance::kL2: return weigh_row<Distance::kL2>(y, cells, similarity);
+      case Distance::kCharbonnier: return weigh_row<Distance::kCharbonnier>(y, cells, similarity);
+    }
+  }
+
+  template <Distance kDistance>
+  void weigh_row(int64_t y, const Cell* cells, const V* similarity) {
+    const T inverse_width = inverse_width_, gamma = p_.gamma, mu = p_.mu, eps_squared = p_.eps_squared;
+    const int vectors = vectors_;
+    V sum(T(0));
+    for (int v = 0; v < vectors; ++v) {
+      const V m_a = attention(similarity[v], inverse_width, gamma, mu);
+      const Weighted<V> w = weighted(kDistance, m_a, cells[v].centre_difference, eps_squared);
+      attention_[v] = m_a;
+      residual_[v] = w.residual;
+      loss_[v] = w.loss;
+      sum = sum + only(inside_[v], w.loss);
+    }
+    add_to(kNumStats, sum);
+    if (p_.residual.data != nullptr) put(p_.residual, y, reinterpret_cast<const T*>(residual_));
+    if (p_.map.data != nullptr && p_.map_kind == MapKind::kLoss) put(p_.map, y, reinterpret_cast<const T*>(loss_));
+    if (p_.map.data != nullptr && p_.map_kind == MapKind::kAttention)
+      put(p_.map, y, reinterpret_cast<const T*>(attention_));
+    if (p_.stats != nullptr) add_stats(cells, similarity);
+  }
+
+  void add_stats(const Cell* cells, const V* similarity) {
+    V sums[kNumStats] = {V(T(0)), V(T(0)), V(T(0)), V(T(0))};
+    for (int v = 0; v < vectors_; ++v) {
+      const V d = cells[v].centre_difference;
+      sums[kAbsError] = sums[kAbsError] + only(inside_[v], absolute(d));
+      sums[kSquaredError] = sums[kSquaredError] + only(inside_[v], d * d);
+      sums[kSimilarityStat] = sums[kSimilarityStat] + only(inside_[v], similarity[v]);
+      sums[kAttentionStat] = sums[kAttentionStat] + only(inside_[v], attention_[v]);
+    }
+    for (int i = 0; i < kNumStats; ++i) add_to(i, sums[i]);
+  }
+
+  // A row in the compute type, then double: short sums lose nothing.
+  void add_to(int sum, V row) {
+    alignas(64) T lanes[kLanes];
+    row.store(lanes);
+    for (int lane = 0; lane < kLanes; ++lane) lane_sums_[sum][lane] += lanes[lane];
+  }
+
+  void put(const Output<T>& output, int64_t y, const T* line) const {
+    const int64_t stride = output.stride.column;
+    T* to = output.data + tile_.offset(output.stride) + y * output.stride.row + tile_.left * stride;
+    if (stride == 1) {
+      __builtin_memcpy(to, line, columns_ * sizeof(T));
+    } else {
+      for (int i = 0; i < columns_; ++i) to[i * stride] = line[i];
     }
   }
 
@@ -430,17 +470,19 @@ class TileKernel {
   const int64_t sr_base_;  // element index of row 0, column first_
   const int64_t hr_base_;
   Workspace workspace_;
-  T* sum_row_;
-  T* difference_row_;
+  T* sum_row_[2];
+  T* difference_row_[2];
   T* sr_scratch_;
   T* hr_scratch_;
-  T* output_scratch_[4];
-  T* inside_;          // a mask: the lanes that are columns of the tile
+  V* similarity_[2];   // of the two rows in hand
+  V* attention_;
+  V* residual_;
+  V* loss_;
+  V* inside_;          // a mask: the lanes that are columns of the tile
   Cell** rows_;
   int* source_;        // columns whose values stand outside the image
   int outside_left_;
   int outside_right_;
-  T pivot_;
   const bool weights_wanted_ = p_.loss != nullptr || p_.stats != nullptr || p_.residual.data != nullptr ||
                                (p_.map.data != nullptr && p_.map_kind != MapKind::kSimilarity);
   double lane_sums_[kSums][kLanes] = {};
@@ -472,7 +514,7 @@ template <typename T>
 void forward(const Params<T>& params, ParallelFor parallel_for) {
   const Geometry<T> geometry(params);
   Workspace workspace(geometry.jobs * kSums * sizeof(double));
-  const T delta = params.alpha * step_of(params) + params.beta;
+  const T delta = width(params.alpha, step_of(params), params.beta);
   ForwardJobs<T> jobs{params, geometry, inverse_width(delta), workspace.take<double>(geometry.jobs * kSums)};
 
   auto* job = &forward_job<T, -1>;
@@ -489,10 +531,10 @@ void forward(const Params<T>& params, ParallelFor parallel_for) {
   double sums[kSums] = {};
   for (int64_t tile = 0; tile < geometry.jobs; ++tile)
     for (int i = 0; i < kSums; ++i) sums[i] += jobs.sums[tile * kSums + i];
-  if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[0]);
+  if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kNumStats]);
   if (params.stats != nullptr) {
     const double numel = double(params.leading[0]) * params.leading[1] * params.leading[2] * params.height * params.width;
-    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[1 + i] / numel);
+    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i] / numel);
   }
 }
 

@@ -39,6 +39,17 @@ struct Vec {
 
   PSPL_INLINE RawBits bits() const { return (RawBits)raw; }
 
+  // Keeps the value in a register: g++ otherwise reads it from memory again at its second use.
+  PSPL_INLINE Vec held() const {
+    Vec v = *this;
+#if defined(__x86_64__) && defined(__AVX512F__)
+    asm("" : "+v"(v.raw));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v.raw));
+#endif
+    return v;
+  }
+
   static PSPL_INLINE Vec load(const T* from) { return Vec(Raw(*reinterpret_cast<const Unaligned*>(from))); }
   PSPL_INLINE void store(T* to) const { *reinterpret_cast<Unaligned*>(to) = raw; }
 };
@@ -91,7 +102,7 @@ PSPL_VEC Vec<T, N> clamp_variance(Vec<T, N> x) {
   return Vec<T, N>(x.raw > typename Vec<T, N>::Raw{} ? x.raw : typename Vec<T, N>::Raw{});
 }
 
-PSPL_VEC Vec<T, N> fraction(Vec<T, N> part, Vec<T, N> whole) { return part / whole; }
+PSPL_VEC Vec<T, N> balance(Vec<T, N> same, Vec<T, N> apart) { return T(1) - T(2) * (apart / (same + apart)); }
 
 // 2^f for |f| <= 1/2 is a polynomial: interpolation at the Chebyshev nodes of (2^f - 1) / f, so that 2^0 is exactly 1.
 // Adding kRound pushes the fraction out of the mantissa, which leaves the nearest integer in the low bits.

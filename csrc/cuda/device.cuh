@@ -20,11 +20,29 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 // Element tag for images whose dtype is looked up at run time: mixed dtypes, and float64.
 struct AnyType {};
 
+template <typename T>
+__device__ inline T convert(float value) {
+  return static_cast<T>(value);
+}
+template <typename T>
+__device__ inline T convert(double value) {
+  return static_cast<T>(value);
+}
+template <typename T>
+__device__ inline T convert(__half value) {
+  return static_cast<T>(__half2float(value));
+}
+template <typename T>
+__device__ inline T convert(__nv_bfloat16 value) {
+  return static_cast<T>(__bfloat162float(value));
+}
+
+// Element of an image at an offset, in the compute type.
 template <typename T, typename E>
 struct Reader {
   const E* data;
   __device__ explicit Reader(const Input& input) : data(static_cast<const E*>(input.data)) {}
-  __device__ T operator()(int64_t offset) const { return static_cast<T>(data[offset]); }
+  __device__ T operator()(int64_t offset) const { return convert<T>(data[offset]); }
 };
 
 template <typename T>
@@ -35,13 +53,13 @@ struct Reader<T, AnyType> {
   __device__ T operator()(int64_t offset) const {
     switch (dtype) {
       case DType::kFloat64:
-        return static_cast<T>(static_cast<const double*>(data)[offset]);
+        return convert<T>(static_cast<const double*>(data)[offset]);
       case DType::kFloat16:
-        return static_cast<T>(static_cast<float>(static_cast<const __half*>(data)[offset]));
+        return convert<T>(static_cast<const __half*>(data)[offset]);
       case DType::kBFloat16:
-        return static_cast<T>(static_cast<float>(static_cast<const __nv_bfloat16*>(data)[offset]));
+        return convert<T>(static_cast<const __nv_bfloat16*>(data)[offset]);
       default:
-        return static_cast<T>(static_cast<const float*>(data)[offset]);
+        return convert<T>(static_cast<const float*>(data)[offset]);
     }
   }
 };

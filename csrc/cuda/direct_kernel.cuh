@@ -10,40 +10,52 @@ struct DirectShared {
   ReduceShared reduce;
 };
 
+// A block takes kThreads columns of kDirectRows rows.
+constexpr int kDirectRows = 8;
+
+struct DirectPlan {
+  uint32_t across;
+  uint32_t down;
+};
+
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    direct_kernel(const __grid_constant__ Params<T> p, const Workspace workspace) {
+__global__ void __launch_bounds__(kThreads, 1)
+    direct_kernel(const __grid_constant__ Params<T> p, const DirectPlan plan, const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<DirectShared*>(shared_memory);
   Sums<T, kMaxSums> sums;
 
-  int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index < p.numel()) {
-    const int64_t column = index % p.width;
-    index /= p.width;
-    const int64_t row = index % p.height;
-    index /= p.height;
-    const int64_t i2 = index % p.leading[2];
-    index /= p.leading[2];
-    const int64_t i1 = index % p.leading[1];
-    const int64_t i0 = index / p.leading[1];
+  uint32_t block = blockIdx.x;
+  const int height = static_cast<int>(p.height);
+  const int width = static_cast<int>(p.width);
+  const int column = static_cast<int>(block % plan.across) * kThreads + threadIdx.x;
+  block /= plan.across;
+  const int first_row = static_cast<int>(block % plan.down) * kDirectRows;
+  block /= plan.down;
+  const uint32_t i2 = block % static_cast<uint32_t>(p.leading[2]);
+  block /= static_cast<uint32_t>(p.leading[2]);
+  const uint32_t i1 = block % static_cast<uint32_t>(p.leading[1]);
+  const uint32_t i0 = block / static_cast<uint32_t>(p.leading[1]);
+  const int end_row = column < width ? min(first_row + kDirectRows, height) : first_row;
+  const T inverse_width = inverse_width_of(p);
 
+  for (int row = first_row; row < end_row; ++row) {
     const Reader<T, AnyType> read_sr(p.sr);
     const Reader<T, AnyType> read_hr(p.hr);
     const int64_t sr_plane = plane_offset(p.sr.stride, i0, i1, i2);
     const int64_t hr_plane = plane_offset(p.hr.stride, i0, i1, i2);
-    auto sr_at = [&](int64_t r, int64_t c) { return read_sr(sr_plane + r * p.sr.stride.row + c * p.sr.stride.column); };
-    auto hr_at = [&](int64_t r, int64_t c) { return read_hr(hr_plane + r * p.hr.stride.row + c * p.hr.stride.column); };
+    auto sr_at = [&](int r, int c) { return read_sr(sr_plane + r * p.sr.stride.row + c * p.sr.stride.column); };
+    auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.stride.row + c * p.hr.stride.column); };
 
     // Every window has its own pivot here: its centre. If that is NaN or Inf, so is the window.
     const T difference = sr_at(row, column) - hr_at(row, column);
     const T pivot = sr_at(row, column) + hr_at(row, column);
     Moments<T> moments{};
     for (int i = -p.radius; i <= p.radius; ++i) {
-      const int64_t r = padded_index(row + i, p.height, p.padding);
+      const int r = padded_index(row + i, height, p.padding);
       Moments<T> line{};
       for (int j = -p.radius; j <= p.radius; ++j) {
-        const int64_t c = padded_index(column + j, p.width, p.padding);
+        const int c = padded_index(column + j, width, p.padding);
         const bool inside = r >= 0 && c >= 0;
         const T x = inside ? sr_at(r, c) : T(0);
         const T y = inside ? hr_at(r, c) : T(0);
@@ -64,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
 
     const Layout& map = p.map.stride;
     const int64_t map_offset = plane_offset(map, i0, i1, i2) + row * map.row + column * map.column;
-    const T residual = pixel_residual<true>(p, moments, pivot, inverse_width_of(p), difference, map_offset, sums);
+    const T residual = pixel_residual<Work::kEverything>(p, moments, pivot, inverse_width, difference, true, map_offset, sums);
     if (p.residual.data != nullptr) {
       const Layout& out = p.residual.stride;
       p.residual.data[plane_offset(out, i0, i1, i2) + row * out.row + column * out.column] = residual;

@@ -30,8 +30,22 @@ auto with_element_type(const Params<T>& p, Use use) {
 }
 
 template <typename T>
+DirectPlan plan_direct(const Params<T>& p) {
+  return {static_cast<uint32_t>((p.width + kThreads - 1) / kThreads),
+          static_cast<uint32_t>((p.height + kDirectRows - 1) / kDirectRows)};
+}
+
+template <typename T>
 int64_t direct_blocks(const Params<T>& p) {
-  return (p.numel() + kThreads - 1) / kThreads;
+  const DirectPlan plan = plan_direct(p);
+  return p.planes() * plan.across * plan.down;
+}
+
+// The direct kernel's indices are 32 bits wide within a plane, and so is the grid: more than 10^12 pixels.
+template <typename T>
+bool has_direct_kernel(const Params<T>& p) {
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  return p.height < kLimit && p.width < kLimit && p.planes() < kLimit && direct_blocks(p) < kLimit;
 }
 
 }  // namespace
@@ -50,9 +64,10 @@ cudaError_t forward(const Params<T>& params, const Scratch& scratch, int multipr
   return with_element_type(params, [&](auto element) {
     using E = decltype(element);
     if (has_strip_kernel<T, E>(params)) return launch_strips<T, E>(params, scratch, multiprocessors, stream);
+    if (!has_direct_kernel(params)) return cudaErrorInvalidConfiguration;
     const Workspace workspace{scratch.partials, scratch.ticket};
     const auto blocks = static_cast<unsigned>(direct_blocks(params));
-    direct_kernel<T><<<blocks, kThreads, sizeof(DirectShared), stream>>>(params, workspace);
+    direct_kernel<T><<<blocks, kThreads, sizeof(DirectShared), stream>>>(params, plan_direct(params), workspace);
     return cudaGetLastError();
   });
 }

@@ -5,26 +5,36 @@
 
 namespace pspl::cuda {
 
-// kExtras: statistics or a map may be asked for. Training asks for neither, and pays for neither.
-template <bool kExtras>
-constexpr int kSumsOf = kExtras ? kMaxSums : 1;
+// How much a kernel can do with a pixel. Training with the paper's distance pays for nothing else.
+enum class Work {
+  kL1,          // sum and residual of distance l1
+  kDistance,    // sum and residual of any distance
+  kEverything,  // and statistics, and a map
+};
 
-template <bool kExtras, typename T>
+template <Work kWork>
+constexpr int kSumsOf = kWork == Work::kEverything ? kMaxSums : 1;
+
+// Returns the residual. A pixel that is not valid lies beside the image and counts for nothing.
+template <Work kWork, typename T>
 __device__ __forceinline__ T pixel_residual(const Params<T>& p, const Moments<T>& moments, T pivot, T inverse_width,
-                                            T difference, int64_t map_offset, Sums<T, kSumsOf<kExtras>>& sums) {
+                                            T difference, bool valid, int64_t map_offset, Sums<T, kSumsOf<kWork>>& sums) {
   const T similar = similarity(moments, pivot, p.twice_c1, p.twice_c2);
   const T attentive = attention(similar, inverse_width, p.gamma, p.mu);
-  const Weighted<T> term = weighted(p.distance, attentive, difference, p.eps_squared);
-  sums.value[0] += term.loss;
-  if constexpr (kExtras) {
-    sums.value[1 + kAbsError] += absolute(difference);
-    sums.value[1 + kSquaredError] += difference * difference;
-    sums.value[1 + kSimilarityStat] += similar;
-    sums.value[1 + kAttentionStat] += attentive;
-    if (p.map.data != nullptr) {
-      p.map.data[map_offset] = p.map_kind == MapKind::kSimilarity  ? similar
-                               : p.map_kind == MapKind::kAttention ? attentive
-                                                                   : term.loss;
+  const Distance distance = kWork == Work::kL1 ? Distance::kL1 : p.distance;
+  const Weighted<T> term = weighted(distance, attentive, difference, p.eps_squared);
+  sums.value[0] += valid ? term.loss : T(0);
+  if constexpr (kWork == Work::kEverything) {
+    if (valid) {
+      sums.value[1 + kAbsError] += absolute(difference);
+      sums.value[1 + kSquaredError] += difference * difference;
+      sums.value[1 + kSimilarityStat] += similar;
+      sums.value[1 + kAttentionStat] += attentive;
+      if (p.map.data != nullptr) {
+        p.map.data[map_offset] = p.map_kind == MapKind::kSimilarity  ? similar
+                                 : p.map_kind == MapKind::kAttention ? attentive
+                                                                     : term.loss;
+      }
     }
   }
   return term.residual;

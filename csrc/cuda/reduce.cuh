@@ -73,7 +73,7 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
     const double total = block_sum(value, shared.warp[i]);
     if (threadIdx.x == 0) {
       if (i == 0 && p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
-      if (i > 0 && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total / static_cast<double>(p.numel()));
+      if (i > 0 && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total * p.stats_scale);
     }
   }
 }

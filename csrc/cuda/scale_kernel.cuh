@@ -5,12 +5,17 @@
 
 namespace pspl::cuda {
 
-template <typename T, typename E>
+// To nearest even, once.
+template <typename E, typename T>
 __device__ inline E round_to(T value) {
-  if constexpr (std::is_same_v<E, T>) {
-    return value;
+  if constexpr (std::is_same_v<E, __half>) {
+    if constexpr (sizeof(T) == 8) return __double2half(value);
+    return __float2half_rn(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
+    if constexpr (sizeof(T) == 8) return __double2bfloat16(value);
+    return __float2bfloat16_rn(static_cast<float>(value));
   } else {
-    return E(static_cast<float>(value));
+    return static_cast<E>(value);
   }
 }
 
@@ -30,10 +35,10 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const ScaleParams<T> p)
     const auto in = *reinterpret_cast<const Packet<T, kPerThread>*>(p.residual + first);
     Packet<E, kPerThread> out;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<T, E>(in.element[i] * factor);
+    for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(in.element[i] * factor);
     *reinterpret_cast<Packet<E, kPerThread>*>(gradient + first) = out;
   } else {
-    for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<T, E>(p.residual[i] * factor);
+    for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(p.residual[i] * factor);
   }
 }
 

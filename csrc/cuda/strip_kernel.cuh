@@ -25,9 +25,9 @@ struct StripTraits {
   static constexpr int kChunk = 16 / (2 * static_cast<int>(sizeof(T)));
   static_assert(kReach % kChunk == 0);
   static constexpr int kPitch = (kLoaded + kChunk - 1) / kChunk * kChunk;
-  // A lane that is ahead writes row r + 1 while another still reads rows r and r - R: at least R + 2 rows.
-  static constexpr int kRing = R + 2 <= 4 ? 4 : 8;
-  static_assert(kRing >= R + 2 && (kRing & (kRing - 1)) == 0);
+  // A lane's own differences wait R rows for their window to be complete.
+  static constexpr int kDelay = R + 1 <= 4 ? 4 : 8;
+  static_assert(kDelay > R && (kDelay & (kDelay - 1)) == 0);
 };
 
 template <typename T>
@@ -41,9 +41,31 @@ struct alignas(16) Chunk {
   Pair<T> pair[kChunk];
 };
 
+// The differences at a lane's own columns.
+template <typename T, int kColumns>
+struct alignas(sizeof(T) * kColumns) Own {
+  T difference[kColumns];
+};
+
+// One row of a strip, as it was loaded. Squares are formed once per pixel here, not once per tap.
+template <typename T, int R>
+struct alignas(16) StripRow {
+  Pair<T> pairs[StripTraits<T, R>::kPitch];
+  Pair<T> squares[StripTraits<T, R>::kPitch];
+};
+
+// What a warp keeps of the rows that it walks.
+template <typename T, int R>
+struct StripRows {
+  // Two, because a lane that is ahead writes the next row while another still reads this one.
+  StripRow<T, R> row[2];
+  // Each lane's own in the last rows. Only that lane touches them.
+  Own<T, StripTraits<T, R>::kColumns> own[StripTraits<T, R>::kDelay][kLanes];
+};
+
 template <typename T, int R>
 struct StripShared {
-  alignas(16) Pair<T> ring[kWarps][StripTraits<T, R>::kRing * StripTraits<T, R>::kPitch];
+  StripRows<T, R> rows[kWarps];
   ReduceShared reduce;
 };
 
@@ -54,16 +76,46 @@ struct StripPlan {
   uint32_t across;
   uint32_t down;
   int32_t rows;
-  bool paired_stores;  // two neighbouring residuals are one aligned store
 };
 
-// kUnit: both images and the residual have column stride 1, and padding is zeros: the common case in training. Columns are then
-// a constant distance apart, and what lies outside is never loaded.
-template <typename T, typename E, int R, bool kUnit, bool kExtras>
-__device__ void walk_strip(const Params<T>& p, const StripPlan& plan, uint32_t strip, int lane, Pair<T>* ring,
-                           Sums<T, kSumsOf<kExtras>>& sums) {
+// What a kernel is specialised for. The common case in training gets a kernel that does nothing else.
+enum class Columns {
+  kUnit,     // column stride 1 in both images, padding zeros, and neighbouring residuals fit one aligned store
+  kStrided,  // everything
+};
+
+// Mean of x + y at a few pixels of the strip. NaN and Inf stay out of it: they must not leave their own windows.
+template <typename T, typename E>
+__device__ T strip_pivot(const Params<T>& p, const Reader<T, E>& read_sr, const Reader<T, E>& read_hr, int64_t sr_plane,
+                         int64_t hr_plane, int first_row, int end_row, int column) {
+  constexpr int kSampledRows = 4;
+  T sum = 0;
+  T count = 0;
+#pragma unroll
+  for (int i = 0; i < kSampledRows; ++i) {
+    const int row = first_row + (2 * i + 1) * (end_row - first_row) / (2 * kSampledRows);
+    const T value = read_sr(sr_plane + row * p.sr.stride.row + column * p.sr.stride.column) +
+                    read_hr(hr_plane + row * p.hr.stride.row + column * p.hr.stride.column);
+    const bool finite = absolute(value) <= kLargest<T> / (kSampledRows * kLanes);
+    sum += finite ? value : T(0);
+    count += finite ? T(1) : T(0);
+  }
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kFullWarp, sum, offset);
+    count += __shfl_xor_sync(kFullWarp, count, offset);
+  }
+  return count > T(0) ? sum * reciprocal(count) : T(0);
+}
+
+template <typename T, typename E, int R, Columns kLayout, Work kWork>
+__device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& plan, uint32_t strip, int lane,
+                                           StripRows<T, R>& rows, Sums<T, kSumsOf<kWork>>& sums) {
   using Traits = StripTraits<T, R>;
   constexpr int kColumns = Traits::kColumns;
+  constexpr int kLoads = Traits::kLoads;
+  constexpr bool kUnit = kLayout == Columns::kUnit;
+  constexpr bool kPairs = kUnit && kColumns == 2;
   const int height = static_cast<int>(p.height);
   const int width = static_cast<int>(p.width);
 
@@ -82,119 +134,121 @@ __device__ void walk_strip(const Params<T>& p, const StripPlan& plan, uint32_t s
   const Reader<T, E> read_hr(p.hr);
   const int64_t sr_plane = plane_offset(p.sr.stride, i0, i1, channel);
   const int64_t hr_plane = plane_offset(p.hr.stride, i0, i1, channel);
-  const T inverse_width = inverse_width_of(p);
+  T inverse_width = inverse_width_of(p);
+  // This lane's outputs start here.
+  const int column = first_column + lane * kColumns;
+  T pivot = strip_pivot(p, read_sr, read_hr, sr_plane, hr_plane, first_row, end_row, min(column, width - 1));
 
-  // The pivot: mean of x + y at a few pixels. NaN and Inf stay out of it, they must not leave their own windows.
-  T pivot = 0;
-  {
-    const int column = min(first_column + lane * kColumns, width - 1);
-    T count = 0;
+  // What this lane takes part in, as bits: a predicate would be computed again for every row.
+  constexpr int kLoadBit = 1;         // << k: loads column first_column - R + lane + 32 k of every row
+  constexpr int kValidBit = 1 << 8;   // << c: output column c is inside the image
+  constexpr int kStoreBit = 1 << 12;  // << c: its residual is stored on its own
+  constexpr int kPairBit = 1 << 16;   // both residuals are stored at once
+  int part = 0;
+  int64_t sr_column[kLoads];
+  int64_t hr_column[kLoads];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = first_row + (2 * i + 1) * (end_row - first_row) / 8;
-      const T sum = read_sr(sr_plane + row * p.sr.stride.row + column * p.sr.stride.column) +
-                    read_hr(hr_plane + row * p.hr.stride.row + column * p.hr.stride.column);
-      const bool finite = absolute(sum) <= kLargest<T> / 256;
-      pivot += finite ? sum : T(0);
-      count += finite ? T(1) : T(0);
-    }
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      pivot += __shfl_xor_sync(kFullWarp, pivot, offset);
-      count += __shfl_xor_sync(kFullWarp, count, offset);
-    }
-    pivot = count > T(0) ? pivot / count : T(0);
-  }
-
-  // This lane loads the columns first_column - R + lane + 32 k of every row.
-  bool wanted[Traits::kLoads];
-  int64_t sr_column[Traits::kLoads];
-  int64_t hr_column[Traits::kLoads];
-#pragma unroll
-  for (int k = 0; k < Traits::kLoads; ++k) {
+  for (int k = 0; k < kLoads; ++k) {
     const int position = lane + kLanes * k;
-    const int column = first_column - R + position;
-    const int64_t inside = padded_index(column, width, kUnit ? Padding::kZeros : p.padding);
-    wanted[k] = position < Traits::kLoaded && inside >= 0;
-    sr_column[k] = kUnit ? column : inside * p.sr.stride.column;
-    hr_column[k] = kUnit ? column : inside * p.hr.stride.column;
-  }
-  // Columns outside a zero-padded image are written here once, for every row of the ring, and stay.
-#pragma unroll
-  for (int k = 0; k < Traits::kLoads; ++k) {
-    const int position = lane + kLanes * k;
-    if (!wanted[k] && position < Traits::kLoaded) {
-      for (int slot = 0; slot < Traits::kRing; ++slot) ring[slot * Traits::kPitch + position] = {-pivot, T(0)};
+    const int inside = padded_index(first_column - R + position, width, kUnit ? Padding::kZeros : p.padding);
+    if (position < Traits::kLoaded && inside >= 0) part |= kLoadBit << k;
+    sr_column[k] = inside * p.sr.stride.column;
+    hr_column[k] = inside * p.hr.stride.column;
+    // Columns outside a zero-padded image are written here once, for all rows, and stay.
+    if (position < Traits::kLoaded && inside < 0) {
+      for (StripRow<T, R>& row : rows.row) {
+        row.pairs[position] = {-pivot, T(0)};
+        row.squares[position] = {pivot * pivot, T(0)};
+      }
     }
+  }
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    if (column + c >= width) continue;
+    part |= kValidBit << c;
+    if (p.residual.data != nullptr) part |= kPairs ? kPairBit : kStoreBit << c;
   }
 
-  T x[Traits::kLoads];
-  T y[Traits::kLoads];
-  // Offsets of the next row inside the image; kUnit walks, the other paddings jump.
-  int64_t sr_row = sr_plane + max(first_row - R, 0) * p.sr.stride.row;
-  int64_t hr_row = hr_plane + max(first_row - R, 0) * p.hr.stride.row;
-  auto fetch = [&](int row) {
-    const int64_t inside = padded_index(row, height, kUnit ? Padding::kZeros : p.padding);
-    if (inside < 0) {
-#pragma unroll
-      for (int k = 0; k < Traits::kLoads; ++k) x[k] = y[k] = T(0);
-      return;
-    }
+  // kUnit walks from row to row inside the image; the other paddings jump.
+  int64_t sr_next = sr_plane + max(first_row - R, 0) * p.sr.stride.row + (first_column - R + lane);
+  int64_t hr_next = hr_plane + max(first_row - R, 0) * p.hr.stride.row + (first_column - R + lane);
+  T* residual_next = p.residual.data + plane_offset(p.residual.stride, i0, i1, channel) +
+                     first_row * p.residual.stride.row + column * p.residual.stride.column;
+  int64_t map_next = plane_offset(p.map.stride, i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
+
+  T x[kLoads] = {};
+  T y[kLoads] = {};
+  // Above and below a zero-padded image there is no row.
+  const auto exists = [&](int row) {
+    return kUnit ? static_cast<unsigned>(row) < static_cast<unsigned>(height)
+                 : padded_index(row, height, p.padding) >= 0;
+  };
+  const auto fetch = [&](int row) {
+    if (!exists(row)) return;
     if constexpr (!kUnit) {
-      sr_row = sr_plane + inside * p.sr.stride.row;
-      hr_row = hr_plane + inside * p.hr.stride.row;
+      const int inside = padded_index(row, height, p.padding);
+      sr_next = sr_plane + inside * p.sr.stride.row;
+      hr_next = hr_plane + inside * p.hr.stride.row;
     }
 #pragma unroll
-    for (int k = 0; k < Traits::kLoads; ++k) {
-      if (wanted[k]) {
-        x[k] = read_sr(sr_row + sr_column[k]);
-        y[k] = read_hr(hr_row + hr_column[k]);
+    for (int k = 0; k < kLoads; ++k) {
+      if (part & (kLoadBit << k)) {
+        x[k] = read_sr(sr_next + (kUnit ? kLanes * k : sr_column[k]));
+        y[k] = read_hr(hr_next + (kUnit ? kLanes * k : hr_column[k]));
       }
     }
     if constexpr (kUnit) {
-      sr_row += p.sr.stride.row;
-      hr_row += p.hr.stride.row;
+      sr_next += p.sr.stride.row;
+      hr_next += p.hr.stride.row;
     }
   };
-
-  const int column = first_column + lane * kColumns;
-  const int64_t residual_column =
-      plane_offset(p.residual.stride, i0, i1, channel) + column * p.residual.stride.column;
-  const int64_t map_column =
-      kExtras ? plane_offset(p.map.stride, i0, i1, channel) + column * p.map.stride.column : 0;
 
   // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds to all of them, and every sum is written one
   // slot lower than it was read: the shift costs nothing.
   T partial[4][kColumns][2 * R] = {};
 
-  fetch(first_row - R);
-  for (int row = first_row - R; row < end_row + R; ++row) {
-    const int turn = row - (first_row - R);
-    Pair<T>* const slot = ring + (turn & (Traits::kRing - 1)) * Traits::kPitch;
+  const auto put = [&](StripRow<T, R>& to, int k, T s, T d) {
+    const Pair<T> square{s * s, d * d};
+    if (part & (kLoadBit << k)) {
+      to.pairs[lane + kLanes * k] = {s, d};
+      to.squares[lane + kLanes * k] = square;
+    }
+  };
+
+  // Takes in the fetched row, fetches the next one, and returns the moments of the output row that is now complete.
+  const auto advance = [&](int row, Moments<T>(&complete)[kColumns]) {
+    StripRow<T, R>& current = rows.row[row & 1];
+    if (exists(row)) {
 #pragma unroll
-    for (int k = 0; k < Traits::kLoads; ++k) {
-      if (wanted[k]) slot[lane + kLanes * k] = {(x[k] + y[k]) - pivot, x[k] - y[k]};
+      for (int k = 0; k < kLoads; ++k) put(current, k, (x[k] + y[k]) - pivot, x[k] - y[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) put(current, k, -pivot, T(0));
     }
     fetch(row + 1);
     __syncwarp();
 
     T blurred[4][kColumns] = {};
-    const auto* const reach = reinterpret_cast<const Chunk<T, Traits::kChunk>*>(slot + lane * kColumns);
+    Own<T, kColumns> own;
+    const auto* const pairs = reinterpret_cast<const Chunk<T, Traits::kChunk>*>(current.pairs + lane * kColumns);
+    const auto* const squares = reinterpret_cast<const Chunk<T, Traits::kChunk>*>(current.squares + lane * kColumns);
 #pragma unroll
     for (int j = 0; j < Traits::kReach; ++j) {
-      const Pair<T> pair = reach[j / Traits::kChunk].pair[j % Traits::kChunk];
-      const T value[4] = {pair.sum, pair.difference, pair.sum * pair.sum, pair.difference * pair.difference};
+      const Pair<T> pair = pairs[j / Traits::kChunk].pair[j % Traits::kChunk];
+      const Pair<T> square = squares[j / Traits::kChunk].pair[j % Traits::kChunk];
+      const T value[4] = {pair.sum, pair.difference, square.sum, square.difference};
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int distance = j - c - R;  // from the centre of column c's window
         if (distance < -R || distance > R) continue;
+        if (distance == 0) own.difference[c] = pair.difference;
         const T tap = p.taps[distance < 0 ? -distance : distance];
 #pragma unroll
         for (int m = 0; m < 4; ++m) blurred[m][c] += tap * value[m];
       }
     }
+    rows.own[row & (Traits::kDelay - 1)][lane] = own;
 
-    Moments<T> complete[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       T moment[4];
@@ -209,48 +263,48 @@ __device__ void walk_strip(const Params<T>& p, const StripPlan& plan, uint32_t s
       }
       complete[c] = {moment[0], moment[1], moment[2], moment[3]};
     }
+  };
 
-    const int out_row = row - R;
-    if (out_row < first_row) continue;
-    const Pair<T>* const centre = ring + ((turn - R) & (Traits::kRing - 1)) * Traits::kPitch + lane * kColumns + R;
+  Moments<T> complete[kColumns];
+  fetch(first_row - R);
+  // Two loops, because the first 2 R rows complete no output row, and a branch inside the second would cost it registers.
+  int row = first_row - R;
+  for (; row < first_row + R; ++row) advance(row, complete);
+  for (; row < end_row + R; ++row) {
+    advance(row, complete);
+    const Own<T, kColumns> own = rows.own[(row - R) & (Traits::kDelay - 1)][lane];
     T residual[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      if (column + c < width) {
-        const int64_t map_offset = kExtras ? map_column + out_row * p.map.stride.row + c * p.map.stride.column : 0;
-        residual[c] = pixel_residual<kExtras>(p, complete[c], pivot, inverse_width, centre[c].difference, map_offset, sums);
-      }
+      // Beside a zero-padded image the difference is 0, and so is its l1: nothing to leave out.
+      const bool counts = (kUnit && kWork == Work::kL1) || (part & (kValidBit << c)) != 0;
+      residual[c] = pixel_residual<kWork>(p, complete[c], pivot, inverse_width, own.difference[c], counts,
+                                          map_next + c * p.map.stride.column, sums);
+      if (!kPairs && (part & (kStoreBit << c))) residual_next[c * p.residual.stride.column] = residual[c];
     }
-    if (p.residual.data == nullptr) continue;
-    T* const out = p.residual.data + residual_column + out_row * p.residual.stride.row;
-    if constexpr (kColumns == 2) {
-      if (plan.paired_stores) {
-        if (column < width) *reinterpret_cast<Pair<T>*>(out) = {residual[0], residual[1]};
-        continue;
-      }
+    if constexpr (kPairs) {
+      if (part & kPairBit) *reinterpret_cast<Pair<T>*>(residual_next) = {residual[0], residual[1]};
     }
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      if (column + c < width) out[c * p.residual.stride.column] = residual[c];
-    }
+    residual_next += p.residual.stride.row;
+    map_next += p.map.stride.row;
   }
 }
 
-// Registers: 128 let four blocks of four warps share a multiprocessor; the general variant carries more addresses, float64
-// twice the width.
-template <typename T, bool kUnit>
-constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : kUnit ? 4 : 3;
+// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and sums,
+// float64 twice the width.
+template <typename T, Columns kLayout, Work kWork>
+constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : kLayout == Columns::kUnit && kWork != Work::kEverything ? 4 : 3;
 
-template <typename T, typename E, int R, bool kUnit, bool kExtras>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<T, kUnit>))
+template <typename T, typename E, int R, Columns kLayout, Work kWork>
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<T, kLayout, kWork>))
     strip_kernel(const __grid_constant__ Params<T> p, const __grid_constant__ StripPlan plan, const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<T, R>*>(shared_memory);
   const int warp = threadIdx.x / kLanes;
   const uint32_t strip = blockIdx.x * kWarps + warp;
-  Sums<T, kSumsOf<kExtras>> sums;
+  Sums<T, kSumsOf<kWork>> sums;
   if (strip < plan.strips) {
-    walk_strip<T, E, R, kUnit, kExtras>(p, plan, strip, threadIdx.x % kLanes, shared.ring[warp], sums);
+    walk_strip<T, E, R, kLayout, kWork>(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], sums);
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
 }

@@ -28,48 +28,54 @@ StripPlan plan_strips(const Params<T>& p, int multiprocessors) {
   plan.rows = strip_rows(p.planes() * plan.across, static_cast<int>(p.height), p.radius, kWarps, multiprocessors);
   plan.down = static_cast<uint32_t>((p.height + plan.rows - 1) / plan.rows);
   plan.strips = static_cast<uint32_t>(p.planes()) * plan.across * plan.down;
-  const Layout& out = p.residual.stride;
-  plan.paired_stores = p.residual.data != nullptr && out.column == 1 && p.width % 2 == 0 && out.row % 2 == 0 &&
-                       out.leading[0] % 2 == 0 && out.leading[1] % 2 == 0 && out.leading[2] % 2 == 0 &&
-                       reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0;
   return plan;
+}
+
+// Whether a call is the common case of Columns::kUnit.
+template <typename T>
+bool has_unit_columns(const Params<T>& p) {
+  const auto even = [](int64_t value) { return value % 2 == 0; };
+  const Layout& out = p.residual.stride;
+  const bool pairs = p.residual.data == nullptr ||
+                     (out.column == 1 && even(p.width) && even(out.row) && std::all_of(out.leading, out.leading + kLeadingDims, even) &&
+                      reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0);
+  return p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs;
 }
 
 inline unsigned strip_blocks(const StripPlan& plan) { return (plan.strips + kWarps - 1) / kWarps; }
 
-template <typename T, typename E, int R, bool kUnit, bool kExtras>
+template <typename T, typename E, int R, Columns kLayout, Work kWork>
 cudaError_t launch_strip_kernel(const Params<T>& p, const StripPlan& plan, const Workspace& workspace,
                                 cudaStream_t stream) {
   static_assert(sizeof(StripShared<T, R>) <= 48 * 1024, "more needs an opt-in per kernel");
-  strip_kernel<T, E, R, kUnit, kExtras>
+  strip_kernel<T, E, R, kLayout, kWork>
       <<<strip_blocks(plan), kThreads, sizeof(StripShared<T, R>), stream>>>(p, plan, workspace);
   return cudaGetLastError();
 }
 
-// The paper's window comes in variants that leave out what a call does not need; the others in one that can do everything.
+// The paper's window comes in kernels that leave out what a call does not need, the others in one that can do everything.
 template <typename T, typename E>
 cudaError_t launch_strips(const Params<T>& p, const Scratch& scratch, int multiprocessors, cudaStream_t stream) {
   const StripPlan plan = plan_strips<T, E>(p, multiprocessors);
   const Workspace workspace{scratch.partials, scratch.ticket};
+  constexpr Columns kStrided = Columns::kStrided;
+  constexpr Work kEverything = Work::kEverything;
   if constexpr (!std::is_same_v<E, AnyType>) {
-    const bool unit = p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1;
-    const bool extras = p.stats != nullptr || p.map.data != nullptr;
-    switch (p.radius) {
-      case 1:
-        return launch_strip_kernel<T, E, 1, false, true>(p, plan, workspace, stream);
-      case 2:
-        return launch_strip_kernel<T, E, 2, false, true>(p, plan, workspace, stream);
-      case 3:
-        return launch_strip_kernel<T, E, 3, false, true>(p, plan, workspace, stream);
-      case 4:
-        return launch_strip_kernel<T, E, 4, false, true>(p, plan, workspace, stream);
-      default:
-        if (unit && extras) return launch_strip_kernel<T, E, 5, true, true>(p, plan, workspace, stream);
-        if (unit) return launch_strip_kernel<T, E, 5, true, false>(p, plan, workspace, stream);
-        if (!extras) return launch_strip_kernel<T, E, 5, false, false>(p, plan, workspace, stream);
+    if (p.radius == 1) return launch_strip_kernel<T, E, 1, kStrided, kEverything>(p, plan, workspace, stream);
+    if (p.radius == 2) return launch_strip_kernel<T, E, 2, kStrided, kEverything>(p, plan, workspace, stream);
+    if (p.radius == 3) return launch_strip_kernel<T, E, 3, kStrided, kEverything>(p, plan, workspace, stream);
+    if (p.radius == 4) return launch_strip_kernel<T, E, 4, kStrided, kEverything>(p, plan, workspace, stream);
+    const bool everything = p.stats != nullptr || p.map.data != nullptr;
+    if (has_unit_columns(p)) {
+      if (everything) return launch_strip_kernel<T, E, 5, Columns::kUnit, kEverything>(p, plan, workspace, stream);
+      if (p.distance == Distance::kL1) {
+        return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kL1>(p, plan, workspace, stream);
+      }
+      return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kDistance>(p, plan, workspace, stream);
     }
+    if (!everything) return launch_strip_kernel<T, E, 5, kStrided, Work::kDistance>(p, plan, workspace, stream);
   }
-  return launch_strip_kernel<T, E, 5, false, true>(p, plan, workspace, stream);
+  return launch_strip_kernel<T, E, 5, kStrided, kEverything>(p, plan, workspace, stream);
 }
 
 }  // namespace pspl::cuda
