@@ -40,7 +40,9 @@ try:
     import torch
     from torch.utils import cpp_extension
 except ImportError as error:
-    raise SystemExit(f"pspl_cuda needs torch to build, but it can't be imported: {error}. Install torch first.") from error
+    raise SystemExit(
+        f"pspl_cuda needs torch to build, but it can't be imported: {error}. Install torch first."
+    ) from error
 
 if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MIN_TORCH:
     raise SystemExit(

@@ -1,5 +1,5 @@
-// From tensors to Params and back, the same for every device: check, fill, allocate. Only the ops_*.cpp files include this;
-// nothing below them knows torch. Uses the LibTorch stable ABI, so that one build serves every later torch.
+// From tensors to Params and back, the same for every device: check, fill, allocate. Only the ops_*.cpp files include
+// this; nothing below them knows torch. Uses the LibTorch stable ABI, so that one build serves every later torch.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,7 +16,8 @@
 
 #include "pspl_params.h"
 
-// The libraries are loaded by torch.ops.load_library; setuptools wants to find a module's entry point in them all the same.
+// The libraries are loaded by torch.ops.load_library; setuptools wants to find a module's entry point in them all the
+// same.
 #if defined(_WIN32)
 #define PSPL_EXPORT extern "C" __declspec(dllexport)
 #else
@@ -107,8 +108,9 @@ struct Window {
   int64_t padding;
 };
 
-// Gaussian weights, formed in float64. Rounding them to T leaves a sum a little off 1, which would act on every pixel in the same
-// direction: the excess goes back into the taps, from the centre outwards, where they are small enough to hold the rest of it.
+// Gaussian weights, formed in float64. Rounding them to T leaves a sum a little off 1, which would act on every pixel
+// in the same direction: the excess goes back into the taps, from the centre outwards, where they are small enough to
+// hold the rest of it.
 template <typename T>
 void fill_taps(Params<T>& p, double sigma) {
   double total = 0;
@@ -130,8 +132,8 @@ void fill_taps(Params<T>& p, double sigma) {
   }
 }
 
-// Everything but the outputs. The Python layer has checked all this with better sentences; this guards the operators against
-// being called past it.
+// Everything but the outputs. The Python layer has checked all this with better sentences; this guards the operators
+// against being called past it.
 template <typename T>
 Params<T> fill_params(const Tensor& sr, const Tensor& hr, const Schedule& schedule, const Window& window) {
   const auto sizes = sr.sizes();
@@ -143,8 +145,8 @@ Params<T> fill_params(const Tensor& sr, const Tensor& hr, const Schedule& schedu
   STD_TORCH_CHECK(sr.numel() > 0, "sr and hr must not be empty.");
   STD_TORCH_CHECK(window.size >= 1 && window.size <= 2 * kMaxRadius + 1 && window.size % 2 == 1,
                   "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window.size, ".");
-  STD_TORCH_CHECK(window.padding >= 0 && window.padding <= static_cast<int64_t>(Padding::kReplicate), "unknown padding ",
-                  window.padding, ".");
+  STD_TORCH_CHECK(window.padding >= 0 && window.padding <= static_cast<int64_t>(Padding::kReplicate),
+                  "unknown padding ", window.padding, ".");
 
   Params<T> p{};
   p.leading[0] = p.leading[1] = p.leading[2] = 1;
@@ -193,10 +195,10 @@ template <typename Backend, typename T>
 std::tuple<Tensor, Tensor, Tensor> loss_in(const Tensor& sr, const Tensor& hr, const Schedule& schedule,
                                            const Window& window, int64_t distance, double eps, int64_t reduction,
                                            bool with_residual, bool with_stats) {
-  STD_TORCH_CHECK(distance >= 0 && distance <= static_cast<int64_t>(Distance::kCharbonnier), "unknown distance ", distance,
-                  ".");
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= static_cast<int64_t>(Reduction::kNone), "unknown reduction ", reduction,
-                  ".");
+  STD_TORCH_CHECK(distance >= 0 && distance <= static_cast<int64_t>(Distance::kCharbonnier), "unknown distance ",
+                  distance, ".");
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= static_cast<int64_t>(Reduction::kNone), "unknown reduction ",
+                  reduction, ".");
   Params<T> p = fill_params<T>(sr, hr, schedule, window);
   const ScalarType dtype = kScalarType<T>;
   const bool per_pixel = static_cast<Reduction>(reduction) == Reduction::kNone;
@@ -234,8 +236,9 @@ std::tuple<Tensor, Tensor, Tensor> loss_op(const Tensor& sr, const Tensor& hr, s
 
 template <typename Backend, typename T>
 Tensor map_in(const Tensor& sr, const Tensor& hr, const Schedule& schedule, const Window& window, int64_t kind) {
-  STD_TORCH_CHECK(kind == static_cast<int64_t>(MapKind::kSimilarity) || kind == static_cast<int64_t>(MapKind::kAttention),
-                  "unknown map ", kind, ".");
+  STD_TORCH_CHECK(
+      kind == static_cast<int64_t>(MapKind::kSimilarity) || kind == static_cast<int64_t>(MapKind::kAttention),
+      "unknown map ", kind, ".");
   Params<T> p = fill_params<T>(sr, hr, schedule, window);
   Tensor map = empty_like(sr, kScalarType<T>);
   p.map = output_of<T>(map);
@@ -290,11 +293,13 @@ inline bool is_dense(const Tensor& tensor) {
 template <typename Backend>
 Tensor scale_op(const Tensor& residual, const Tensor& upstream, double factor, ScalarType dtype) {
   const ScalarType compute = residual.scalar_type();
-  STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "residual must be float32 or float64.");
+  STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double,
+                  "residual must be float32 or float64.");
   STD_TORCH_CHECK(is_dense(residual), "residual must be dense.");
   STD_TORCH_CHECK(upstream.dim() == 0 && upstream.scalar_type() == compute && upstream.device() == residual.device(),
                   "upstream must be a 0-dim tensor of the residual's dtype and device.");
-  STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double, "a float64 gradient needs a float64 residual.");
+  STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double,
+                  "a float64 gradient needs a float64 residual.");
   const auto run = compute == ScalarType::Double ? scale_in<Backend, double> : scale_in<Backend, float>;
   return run(residual, upstream, factor, dtype);
 }
@@ -302,7 +307,7 @@ Tensor scale_op(const Tensor& residual, const Tensor& upstream, double factor, S
 }  // namespace pspl
 
 // Binds every operator to a backend; used inside STABLE_TORCH_LIBRARY_IMPL.
-#define PSPL_BIND_OPERATORS(library, Backend)                      \
-  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>));     \
-  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));       \
+#define PSPL_BIND_OPERATORS(library, Backend)                 \
+  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>)); \
+  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));   \
   library.impl("scale", TORCH_BOX(&::pspl::scale_op<Backend>))

@@ -4,11 +4,11 @@
 
 PSPL_EMPTY_MODULE(_cpu)
 
-// step is used where step_tensor is None. The numbers behind padding, distance, reduction and kind are those of the enums in
-// pspl_params.h. Nothing here differentiates: pspl_cuda/autograd.py does.
+// step is used where step_tensor is None. The numbers behind padding, distance, reduction and kind are those of the
+// enums in pspl_params.h. Nothing here differentiates: pspl_cuda/autograd.py does.
 STABLE_TORCH_LIBRARY(pspl_cuda, library) {
-  // Returns the loss (0-dim; sr's shape for reduction none), the weighted residual (sr's shape and layout; empty unless asked
-  // for) and the statistics ([4]; empty unless asked for), all in the compute type.
+  // Returns the loss (0-dim; sr's shape for reduction none), the weighted residual (sr's shape and layout; empty unless
+  // asked for) and the statistics ([4]; empty unless asked for), all in the compute type.
   library.def(
       "loss(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
       "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, int reduction, "

@@ -21,8 +21,8 @@ void check(cudaError_t status, const Tensor& on_device) {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on_device.get_device());
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on_device.get_device());
     STD_TORCH_CHECK(false, "pspl_cuda holds no kernel for this device, which is sm_", major, minor,
-                    " (pspl_cuda.backend_info() lists what was built). Reinstall with TORCH_CUDA_ARCH_LIST=", major, ".", minor,
-                    ".");
+                    " (pspl_cuda.backend_info() lists what was built). Reinstall with TORCH_CUDA_ARCH_LIST=", major,
+                    ".", minor, ".");
   }
   STD_TORCH_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".");
 }
@@ -33,9 +33,9 @@ cudaStream_t current_stream(const Tensor& on_device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// The counter by which the last block of a launch knows that it is the last. It is 0 between launches, because a launch leaves
-// it so: launches that follow one another on a stream share one. A captured graph may be replayed on any stream beside
-// others: it gets a counter of its own, zeroed in the graph.
+// The counter by which the last block of a launch knows that it is the last. It is 0 between launches, because a launch
+// leaves it so: launches that follow one another on a stream share one. A captured graph may be replayed on any stream
+// beside others: it gets a counter of its own, zeroed in the graph.
 Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
   const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;

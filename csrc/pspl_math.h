@@ -30,8 +30,8 @@ PSPL_FN float clamp_variance(float x) { return fmaxf(x, 0.0f); }
 PSPL_FN double clamp_variance(double x) { return fmax(x, 0.0); }
 
 // (same - apart) / (same + apart) for same > 0 and apart >= 0: in [-1, 1], and exactly 1 for apart = 0. The device's
-// approximate reciprocal is good to one unit in the last place, so a quotient could come out as 1 + 2^-22: the factor takes
-// that excess back.
+// approximate reciprocal is good to one unit in the last place, so a quotient could come out as 1 + 2^-22: the factor
+// takes that excess back.
 PSPL_FN float balance(float same, float apart) {
 #if defined(__CUDA_ARCH__)
   float inverse;
@@ -90,7 +90,8 @@ struct Moments {
 };
 
 // Eq. 5 through (S, D) = (mu_x + mu_y, mu_x - mu_y) and the variances of s and d:
-//   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the variances.
+//   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the
+//   variances.
 template <typename V, typename T>
 PSPL_FN V similarity(V mean_sum, V mean_diff, V variance_sum, V variance_diff, T twice_c1, T twice_c2) {
   const V luminance_same = mean_sum * mean_sum + twice_c1;
@@ -143,8 +144,7 @@ PSPL_FN Weighted<V> weighted(Distance distance, V attention, V difference, T eps
   if (distance == Distance::kL1) {
     // sign(0) = 0. A NaN difference keeps its NaN: its own window has made the attention NaN.
     const V zero = V(T(0));
-    return {attention * absolute(difference),
-            select(difference == zero, zero, copy_sign(attention, difference))};
+    return {attention * absolute(difference), select(difference == zero, zero, copy_sign(attention, difference))};
   }
   const V weight = attention * attention;
   const V square = weight * difference * difference;
@@ -155,8 +155,8 @@ PSPL_FN Weighted<V> weighted(Distance distance, V attention, V difference, T eps
 
 // ---------------------------------------------------------------- padding
 
-// Index of the pixel that stands at position i of a line of n pixels, for any i: negative, or beyond by several lengths.
-// -1 means: outside, a zero.
+// Index of the pixel that stands at position i of a line of n pixels, for any i: negative, or beyond by several
+// lengths. -1 means: outside, a zero.
 template <typename I>
 PSPL_FN I padded_index(I i, I n, Padding padding) {
   if (i >= 0 && i < n) return i;

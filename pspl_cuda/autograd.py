@@ -67,8 +67,9 @@ class _Loss(torch.autograd.Function):
         # tensor can't be saved, which matters only to who asks for that derivative. torch.compile never does.
         ctx.curved = config.distance != "l1" and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
-            ctx.save_for_backward(residual, sr, hr, *([step] if isinstance(step, Tensor) else []))
-            ctx.step = step if not isinstance(step, Tensor) else None
+            ctx.save_for_backward(residual, sr, hr)
+            # A copy: a schedule is advanced in place, perhaps before backward.
+            ctx.step = step.clone() if isinstance(step, Tensor) else step
         else:
             ctx.save_for_backward(residual)
         return value, stats
@@ -114,9 +115,9 @@ def _curved_gradients(ctx, saved: list[Tensor], upstream: Tensor) -> list[Tensor
             f"the second derivative of distance {ctx.config.distance!r} needs sr and hr, but one is an inference tensor, which "
             "autograd can't save. Pass its clone(), made outside inference mode."
         )
-    sr, hr, *step = saved
+    sr, hr = saved
     with torch.no_grad():
-        weight = attention(sr, hr, *(step or [ctx.step]), ctx.config)
+        weight = attention(sr, hr, ctx.step, ctx.config)
     value = weighted_distance(sr, hr, weight, ctx.config)
     wanted = [image for image, needed in zip((sr, hr), ctx.needs_input_grad[:2], strict=True) if needed]
     gradients = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))

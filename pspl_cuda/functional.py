@@ -104,9 +104,7 @@ def similarity_map(
         A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
         an image is float64; without gradient.
     """
-    config = check_config(
-        data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
-    )
+    config = check_config(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
     check_images(sr, hr)
     if choose_backend(backend, sr.device) == "reference":
         return reference.similarity_map(

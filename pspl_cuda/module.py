@@ -123,9 +123,7 @@ class PSPLLoss(nn.Module):
             step = self._current_step()
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
-        loss = pspl_loss(
-            sr, hr, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend
-        )
+        loss = pspl_loss(sr, hr, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
         if self.return_stats:
             return self._weighted(loss[0]), loss[1]
         return self._weighted(loss)
@@ -135,14 +133,14 @@ class PSPLLoss(nn.Module):
 
     def _several(self, sr: Sequence[Tensor], hr: Sequence[Tensor], step: float | Tensor):
         if not isinstance(sr, (list, tuple)) or not isinstance(hr, (list, tuple)) or len(sr) != len(hr) or not sr:
-            described = [
-                f"{len(x)} tensors" if isinstance(x, (list, tuple)) else type(x).__name__ for x in (sr, hr)
-            ]
+            described = [f"{len(x)} tensors" if isinstance(x, (list, tuple)) else type(x).__name__ for x in (sr, hr)]
             raise ValueError(
                 f"sr is {described[0]} and hr is {described[1]}; expected two lists or tuples of the same length, at least 1."
             )
         if self.config.reduction == "none":
-            raise ValueError("reduction is 'none', which gives one map per output; expected 'mean' or 'sum' for several.")
+            raise ValueError(
+                "reduction is 'none', which gives one map per output; expected 'mean' or 'sum' for several."
+            )
         terms = [
             pspl_loss(one, other, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
             for one, other in zip(sr, hr, strict=True)

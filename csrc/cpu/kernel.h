@@ -35,7 +35,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 template <typename T>
 struct Geometry {
   static constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
-  static constexpr int kColumns = 512 / sizeof(T);  // of a tile: its ring is then 30 KiB for the 11 x 11 window
+  static constexpr int kColumns = 384 / sizeof(T);  // of a tile: its ring is then 23 KiB for the 11 x 11 window
   static_assert(kColumns % kLanes == 0, "a tile is a whole number of vectors wide");
 
   int64_t strips;
@@ -412,21 +412,37 @@ class TileKernel {
   void weigh_row(int64_t y, const Cell* cells, const V* similarity) {
     const T inverse_width = inverse_width_, gamma = p_.gamma, mu = p_.mu, eps_squared = p_.eps_squared;
     const int vectors = vectors_;
+    const bool attention_wanted = p_.stats != nullptr || (p_.map.data != nullptr && p_.map_kind == MapKind::kAttention);
+    const bool loss_wanted = p_.map.data != nullptr && p_.map_kind == MapKind::kLoss;
+    const Line residual = line_of(p_.residual, y);
+    T* const residual_to = residual.data;
     V sum(T(0));
     for (int v = 0; v < vectors; ++v) {
       const V m_a = attention(similarity[v], inverse_width, gamma, mu);
       const Weighted<V> w = weighted(kDistance, m_a, cells[v].centre_difference, eps_squared);
-      attention_[v] = m_a;
-      residual_[v] = w.residual;
-      loss_[v] = w.loss;
+      w.residual.store(residual_to + v * kLanes);
+      if (attention_wanted) attention_[v] = m_a;
+      if (loss_wanted) loss_[v] = w.loss;
       sum = sum + only(inside_[v], w.loss);
     }
     add_to(kNumStats, sum);
-    if (p_.residual.data != nullptr) put(p_.residual, y, reinterpret_cast<const T*>(residual_));
-    if (p_.map.data != nullptr && p_.map_kind == MapKind::kLoss) put(p_.map, y, reinterpret_cast<const T*>(loss_));
+    if (!residual.in_place) put(p_.residual, y, residual_to);
+    if (loss_wanted) put(p_.map, y, reinterpret_cast<const T*>(loss_));
     if (p_.map.data != nullptr && p_.map_kind == MapKind::kAttention)
       put(p_.map, y, reinterpret_cast<const T*>(attention_));
     if (p_.stats != nullptr) add_stats(cells, similarity);
+  }
+
+  // Where a row is made: in the user's memory if it is dense there, and a whole number of vectors.
+  struct Line {
+    T* data;
+    bool in_place;
+  };
+
+  Line line_of(const Output<T>& output, int64_t y) const {
+    if (output.data != nullptr && output.stride.column == 1 && columns_ == vectors_ * kLanes)
+      return {output.data + tile_.offset(output.stride) + y * output.stride.row + tile_.left, true};
+    return {reinterpret_cast<T*>(residual_), false};
   }
 
   void add_stats(const Cell* cells, const V* similarity) {
@@ -449,6 +465,7 @@ class TileKernel {
   }
 
   void put(const Output<T>& output, int64_t y, const T* line) const {
+    if (output.data == nullptr) return;
     const int64_t stride = output.stride.column;
     T* to = output.data + tile_.offset(output.stride) + y * output.stride.row + tile_.left * stride;
     if (stride == 1) {

@@ -11,10 +11,12 @@ struct BitsOf;
 template <>
 struct BitsOf<float> {
   using type = uint32_t;
+  using comparison = int32_t;
 };
 template <>
 struct BitsOf<double> {
   using type = uint64_t;
+  using comparison = int64_t;
 };
 
 template <typename E, int kBytes>
@@ -57,7 +59,7 @@ struct Vec {
 // All ones in the lanes where a comparison holds.
 template <typename T, int N>
 struct Mask {
-  typename Vec<T, N>::RawBits raw;
+  typename RawOf<typename BitsOf<T>::comparison, N * sizeof(T)>::type raw;
 };
 
 #define PSPL_VEC template <typename T, int N> PSPL_INLINE
@@ -71,11 +73,8 @@ PSPL_OPERATOR(*)
 PSPL_OPERATOR(/)
 #undef PSPL_OPERATOR
 
-#define PSPL_COMPARISON(op) \
-  PSPL_VEC Mask<T, N> operator op(Vec<T, N> a, Vec<T, N> b) { return {(typename Vec<T, N>::RawBits)(a.raw op b.raw)}; }
-PSPL_COMPARISON(==)
-PSPL_COMPARISON(<)
-#undef PSPL_COMPARISON
+PSPL_VEC Mask<T, N> operator==(Vec<T, N> a, Vec<T, N> b) { return {a.raw == b.raw}; }
+PSPL_VEC Mask<T, N> operator<(Vec<T, N> a, Vec<T, N> b) { return {a.raw < b.raw}; }
 
 PSPL_VEC Vec<T, N> operator-(Vec<T, N> x) { return Vec<T, N>(-x.raw); }
 

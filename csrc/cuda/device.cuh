@@ -68,7 +68,8 @@ __device__ inline int64_t plane_offset(const Layout& stride, int64_t i0, int64_t
   return i0 * stride.leading[0] + i1 * stride.leading[1] + i2 * stride.leading[2];
 }
 
-// Where Eq. 8's step comes from: a number of the launch, or device memory, so that a captured graph follows the schedule.
+// Where Eq. 8's step comes from: a number of the launch, or device memory, so that a captured graph follows the
+// schedule.
 template <typename T>
 __device__ inline T inverse_width_of(const Params<T>& p) {
   T step = p.step;

@@ -1,5 +1,5 @@
-// The fused forward kernel for every other window: one thread per pixel sums its K x K window. K^2 taps instead of 2 K, but no
-// limit on K, and nothing to specialise.
+// The fused forward kernel for every other window: one thread per pixel sums its K x K window. K^2 taps instead of 2 K,
+// but no limit on K, and nothing to specialise.
 #pragma once
 
 #include "pixel.cuh"
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     const Layout& map = p.map.stride;
     const int64_t map_offset = plane_offset(map, i0, i1, i2) + row * map.row + column * map.column;
-    const T residual = pixel_residual<Work::kEverything>(p, moments, pivot, inverse_width, difference, true, map_offset, sums);
+    const T residual =
+        pixel_residual<Work::kEverything>(p, moments, pivot, inverse_width, difference, true, map_offset, sums);
     if (p.residual.data != nullptr) {
       const Layout& out = p.residual.stride;
       p.residual.data[plane_offset(out, i0, i1, i2) + row * out.row + column * out.column] = residual;

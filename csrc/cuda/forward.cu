@@ -1,8 +1,7 @@
 // Which kernel a call gets: the strip kernel of its element type, or the direct one.
-#include <cuda_runtime.h>
-
 #include "direct_kernel.cuh"
 #include "launch.h"
+#include "start.cuh"
 #include "strip_launch.cuh"
 
 namespace pspl::cuda {
@@ -10,7 +9,8 @@ namespace pspl::cuda {
 // Instantiated in strips_*.cu.
 extern template cudaError_t launch_strips<float, float>(const Params<float>&, const Scratch&, int, cudaStream_t);
 extern template cudaError_t launch_strips<float, __half>(const Params<float>&, const Scratch&, int, cudaStream_t);
-extern template cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int, cudaStream_t);
+extern template cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int,
+                                                                cudaStream_t);
 extern template cudaError_t launch_strips<float, AnyType>(const Params<float>&, const Scratch&, int, cudaStream_t);
 extern template cudaError_t launch_strips<double, AnyType>(const Params<double>&, const Scratch&, int, cudaStream_t);
 
@@ -67,8 +67,7 @@ cudaError_t forward(const Params<T>& params, const Scratch& scratch, int multipr
     if (!has_direct_kernel(params)) return cudaErrorInvalidConfiguration;
     const Workspace workspace{scratch.partials, scratch.ticket};
     const auto blocks = static_cast<unsigned>(direct_blocks(params));
-    direct_kernel<T><<<blocks, kThreads, sizeof(DirectShared), stream>>>(params, plan_direct(params), workspace);
-    return cudaGetLastError();
+    return start(&direct_kernel<T>, blocks, sizeof(DirectShared), stream, params, plan_direct(params), workspace);
   });
 }
 

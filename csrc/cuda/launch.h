@@ -1,5 +1,5 @@
-// What ops_cuda.cpp may call: the CUDA kernels behind plain structs and a stream. A launcher returns the launch's status; it
-// neither allocates nor waits.
+// What ops_cuda.cpp may call: the CUDA kernels behind plain structs and a stream. A launcher returns the launch's
+// status; it neither allocates nor waits.
 #pragma once
 
 #include <cuda_runtime_api.h>

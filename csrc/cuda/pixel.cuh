@@ -18,7 +18,8 @@ constexpr int kSumsOf = kWork == Work::kEverything ? kMaxSums : 1;
 // Returns the residual. A pixel that is not valid lies beside the image and counts for nothing.
 template <Work kWork, typename T>
 __device__ __forceinline__ T pixel_residual(const Params<T>& p, const Moments<T>& moments, T pivot, T inverse_width,
-                                            T difference, bool valid, int64_t map_offset, Sums<T, kSumsOf<kWork>>& sums) {
+                                            T difference, bool valid, int64_t map_offset,
+                                            Sums<T, kSumsOf<kWork>>& sums) {
   const T similar = similarity(moments, pivot, p.twice_c1, p.twice_c2);
   const T attentive = attention(similar, inverse_width, p.gamma, p.mu);
   const Distance distance = kWork == Work::kL1 ? Distance::kL1 : p.distance;

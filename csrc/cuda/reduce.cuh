@@ -1,5 +1,5 @@
-// The sums of a launch, added in an order that does not depend on which block finishes when: no atomics on floats, so the
-// loss is bitwise repeatable, and no second launch.
+// The sums of a launch, added in an order that does not depend on which block finishes when: no atomics on floats, so
+// the loss is bitwise repeatable, and no second launch.
 #pragma once
 
 #include "device.cuh"
@@ -54,8 +54,8 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
     if (threadIdx.x == 0) workspace.partials[static_cast<int64_t>(i) * blocks + blockIdx.x] = total;
   }
   if (threadIdx.x == 0) {
-    // The partial sums must be visible to the block that draws the last ticket. atomicInc wraps to 0 at the last block: the
-    // counter resets itself for the next launch.
+    // The partial sums must be visible to the block that draws the last ticket. atomicInc wraps to 0 at the last block:
+    // the counter resets itself for the next launch.
     __threadfence();
     shared.is_last = atomicInc(workspace.ticket, blocks - 1) == blocks - 1;
   }

@@ -1,7 +1,6 @@
-#include <cuda_runtime.h>
-
 #include "launch.h"
 #include "scale_kernel.cuh"
+#include "start.cuh"
 
 namespace pspl::cuda {
 namespace {
@@ -15,12 +14,8 @@ cudaError_t launch_scale(const ScaleParams<T>& p, cudaStream_t stream) {
   };
   const bool aligned = reinterpret_cast<uintptr_t>(p.residual) % (sizeof(T) * kPerThread) == 0 &&
                        reinterpret_cast<uintptr_t>(p.gradient) % (sizeof(E) * kPerThread) == 0;
-  if (aligned) {
-    scale_kernel<T, E, kPerThread><<<blocks(kPerThread), kThreads, 0, stream>>>(p);
-  } else {
-    scale_kernel<T, E, 1><<<blocks(1), kThreads, 0, stream>>>(p);
-  }
-  return cudaGetLastError();
+  return aligned ? start(&scale_kernel<T, E, kPerThread>, blocks(kPerThread), 0, stream, p)
+                 : start(&scale_kernel<T, E, 1>, blocks(1), 0, stream, p);
 }
 
 }  // namespace

@@ -4,8 +4,9 @@
 //                 --vertical taps--> 2 R partial sums per moment and column, in registers
 //                 --row r - R is complete--> M_s, M_a, residual, sums
 //
-// Each row is read once, plus R rows of halo above and below the strip. The warps of a block share nothing until the final sum,
-// so a row costs one __syncwarp and no block barrier. The next row's loads are in flight while this one is blurred.
+// Each row is read once, plus R rows of halo above and below the strip. The warps of a block share nothing until the
+// final sum, so a row costs one __syncwarp and no block barrier. The next row's loads are in flight while this one is
+// blurred.
 #pragma once
 
 #include "pixel.cuh"
@@ -69,8 +70,8 @@ struct StripShared {
   ReduceShared reduce;
 };
 
-// How the planes are cut: strips of StripTraits::kWidth columns and `rows` rows. Channels follow one another first, so that
-// the warps of a block read the same cache lines when the image is channels_last.
+// How the planes are cut: strips of StripTraits::kWidth columns and `rows` rows. Channels follow one another first, so
+// that the warps of a block read the same cache lines when the image is channels_last.
 struct StripPlan {
   uint32_t strips;
   uint32_t across;
@@ -174,7 +175,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   int64_t hr_next = hr_plane + max(first_row - R, 0) * p.hr.stride.row + (first_column - R + lane);
   T* residual_next = p.residual.data + plane_offset(p.residual.stride, i0, i1, channel) +
                      first_row * p.residual.stride.row + column * p.residual.stride.column;
-  int64_t map_next = plane_offset(p.map.stride, i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
+  int64_t map_next =
+      plane_offset(p.map.stride, i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
 
   T x[kLoads] = {};
   T y[kLoads] = {};
@@ -203,8 +205,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     }
   };
 
-  // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds to all of them, and every sum is written one
-  // slot lower than it was read: the shift costs nothing.
+  // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds to all of them, and every sum is
+  // written one slot lower than it was read: the shift costs nothing.
   T partial[4][kColumns][2 * R] = {};
 
   const auto put = [&](StripRow<T, R>& to, int k, T s, T d) {
@@ -267,7 +269,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
 
   Moments<T> complete[kColumns];
   fetch(first_row - R);
-  // Two loops, because the first 2 R rows complete no output row, and a branch inside the second would cost it registers.
+  // Two loops, because the first 2 R rows complete no output row, and a branch inside the second would cost it
+  // registers.
   int row = first_row - R;
   for (; row < first_row + R; ++row) advance(row, complete);
   for (; row < end_row + R; ++row) {
@@ -290,14 +293,17 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   }
 }
 
-// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and sums,
-// float64 twice the width.
+// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and
+// sums, float64 twice the width.
 template <typename T, Columns kLayout, Work kWork>
-constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : kLayout == Columns::kUnit && kWork != Work::kEverything ? 4 : 3;
+constexpr int kMinBlocks = sizeof(T) == 8                                            ? 2
+                           : kLayout == Columns::kUnit && kWork != Work::kEverything ? 4
+                                                                                     : 3;
 
 template <typename T, typename E, int R, Columns kLayout, Work kWork>
 __global__ void __launch_bounds__(kThreads, (kMinBlocks<T, kLayout, kWork>))
-    strip_kernel(const __grid_constant__ Params<T> p, const __grid_constant__ StripPlan plan, const Workspace workspace) {
+    strip_kernel(const __grid_constant__ Params<T> p, const __grid_constant__ StripPlan plan,
+                 const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<T, R>*>(shared_memory);
   const int warp = threadIdx.x / kLanes;

@@ -1,11 +1,10 @@
-// Choosing and launching a strip kernel for one pair of compute type T and element type E. Each pair has a .cu file of its own,
-// so that they compile side by side.
+// Choosing and launching a strip kernel for one pair of compute type T and element type E. Each pair has a .cu file of
+// its own, so that they compile side by side.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include "launch.h"
 #include "plan.h"
+#include "start.cuh"
 #include "strip_kernel.cuh"
 
 namespace pspl::cuda {
@@ -36,9 +35,10 @@ template <typename T>
 bool has_unit_columns(const Params<T>& p) {
   const auto even = [](int64_t value) { return value % 2 == 0; };
   const Layout& out = p.residual.stride;
-  const bool pairs = p.residual.data == nullptr ||
-                     (out.column == 1 && even(p.width) && even(out.row) && std::all_of(out.leading, out.leading + kLeadingDims, even) &&
-                      reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0);
+  const bool pairs =
+      p.residual.data == nullptr || (out.column == 1 && even(p.width) && even(out.row) &&
+                                     std::all_of(out.leading, out.leading + kLeadingDims, even) &&
+                                     reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0);
   return p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs;
 }
 
@@ -48,12 +48,12 @@ template <typename T, typename E, int R, Columns kLayout, Work kWork>
 cudaError_t launch_strip_kernel(const Params<T>& p, const StripPlan& plan, const Workspace& workspace,
                                 cudaStream_t stream) {
   static_assert(sizeof(StripShared<T, R>) <= 48 * 1024, "more needs an opt-in per kernel");
-  strip_kernel<T, E, R, kLayout, kWork>
-      <<<strip_blocks(plan), kThreads, sizeof(StripShared<T, R>), stream>>>(p, plan, workspace);
-  return cudaGetLastError();
+  return start(&strip_kernel<T, E, R, kLayout, kWork>, strip_blocks(plan), sizeof(StripShared<T, R>), stream, p, plan,
+               workspace);
 }
 
-// The paper's window comes in kernels that leave out what a call does not need, the others in one that can do everything.
+// The paper's window comes in kernels that leave out what a call does not need, the others in one that can do
+// everything.
 template <typename T, typename E>
 cudaError_t launch_strips(const Params<T>& p, const Scratch& scratch, int multiprocessors, cudaStream_t stream) {
   const StripPlan plan = plan_strips<T, E>(p, multiprocessors);
