@@ -50,17 +50,26 @@ if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MIN_
     )
 
 
-def nvcc_version() -> tuple[str | None, str | None]:
-    """The version of nvcc as ("13.0", None), or (None, why there is none)."""
+def find_toolkit() -> tuple[str | None, str | None]:
+    """Make torch use a complete CUDA toolkit; return (its version, None) or (None, why there is none)."""
     home = cpp_extension.CUDA_HOME
     if home is None:
         return None, "no CUDA toolkit was found: install one and set CUDA_HOME"
     nvcc = Path(home) / "bin" / "nvcc"
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        # A dry run names the toolkit's own folder, which is not where nvcc lies if that is a wrapper or a link.
+        command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+        dryrun = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         return None, f"{nvcc} does not run: {error}"
-    found = re.search(r"release (\d+\.\d+)", text)
+    top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
+    if top and not (Path(home) / "include" / "cuda_runtime_api.h").exists():
+        home = os.path.normpath(top.group(1).strip())
+        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
+    if not (Path(home) / "include" / "cuda_runtime_api.h").exists():
+        return None, f"the CUDA toolkit at {home} has no include/cuda_runtime_api.h: set CUDA_HOME to a complete one"
+    found = re.search(r"release (\d+\.\d+)", version)
     return (found.group(1), None) if found else (None, f"{nvcc} does not tell its version")
 
 
@@ -68,7 +77,7 @@ def why_no_cuda() -> tuple[str | None, str | None]:
     """(toolkit version, None) if the CUDA kernels can be built, else (None, the reason)."""
     if torch.version.cuda is None:
         return None, f"torch {torch.__version__} is not a CUDA build"
-    toolkit, reason = nvcc_version()
+    toolkit, reason = find_toolkit()
     if toolkit is None:
         return None, reason
     if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
@@ -123,7 +132,7 @@ def sources(*patterns: str) -> list[str]:
 # torch_library.h of the stable ABI: nothing newer than this torch may be used.
 TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
 COMMON = {"py_limited_api": True, "depends": sources("csrc/**/*.h", "csrc/**/*.cuh")}
-CXX = ["-O3", "-fvisibility=hidden", TARGET] if os.name != "nt" else ["/O2", TARGET]
+CXX = ["-O3", "-g0", "-fvisibility=hidden", TARGET] if os.name != "nt" else ["/O2", TARGET]
 
 BUILD = {"torch": torch.__version__, "_cuda": decide_cuda()}
 extensions = [

@@ -272,20 +272,14 @@ Tensor scale_in(const Tensor& residual, const Tensor& upstream, double factor, S
   return gradient;
 }
 
-// True if the elements fill their memory without gaps or overlap, in whatever order.
+// True if the elements fill their memory without gaps or overlap, in whatever order of the dimensions.
 inline bool is_dense(const Tensor& tensor) {
-  std::array<std::pair<int64_t, int64_t>, 5> dims;  // (stride, size) of those with more than one element
-  const int64_t rank = tensor.dim();
-  if (rank > static_cast<int64_t>(dims.size())) return false;
-  int64_t used = 0;
-  for (int64_t i = 0; i < rank; ++i) {
-    if (tensor.sizes()[i] != 1) dims[used++] = {tensor.strides()[i], tensor.sizes()[i]};
-  }
-  std::sort(dims.begin(), dims.begin() + used);
-  int64_t expected = 1;
-  for (int64_t i = 0; i < used; ++i) {
-    if (dims[i].first != expected) return false;
-    expected *= dims[i].second;
+  int64_t filled = 1;
+  while (filled < tensor.numel()) {
+    int64_t next = 0;  // the dimension whose stride is what the dimensions so far fill
+    while (next < tensor.dim() && (tensor.strides()[next] != filled || tensor.sizes()[next] == 1)) ++next;
+    if (next == tensor.dim()) return false;
+    filled *= tensor.sizes()[next];
   }
   return true;
 }

@@ -23,10 +23,10 @@ PSPL_INLINE double widen(double x) { return x; }
 PSPL_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 PSPL_INLINE float widen(Half x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
-  constexpr uint32_t rebias = (127 - 15) << 23;  // needed twice to lift the exponent of Inf and NaN
-  const uint32_t normal = (magnitude << 13) + rebias + (magnitude >= 0x7c00u ? rebias : 0u);
-  const uint32_t subnormal = bit_cast<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f);
-  return bit_cast<float>((magnitude < 0x0400u ? subnormal : normal) | uint32_t(x.bits & 0x8000u) << 16);
+  // The multiplication mends the exponent's bias, and makes a subnormal half normal.
+  const float finite = bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;  // Inf and NaN
+  return bit_cast<float>(bit_cast<uint32_t>(finite) | infinite | uint32_t(x.bits & 0x8000u) << 16);
 }
 
 PSPL_INLINE float narrow_via_float(float x) { return x; }

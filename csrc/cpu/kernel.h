@@ -549,10 +549,8 @@ void forward(const Params<T>& params, ParallelFor parallel_for) {
   for (int64_t tile = 0; tile < geometry.jobs; ++tile)
     for (int i = 0; i < kSums; ++i) sums[i] += jobs.sums[tile * kSums + i];
   if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kNumStats]);
-  if (params.stats != nullptr) {
-    const double numel = double(params.leading[0]) * params.leading[1] * params.leading[2] * params.height * params.width;
-    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i] / numel);
-  }
+  if (params.stats != nullptr)
+    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(params.stats_scale * sums[i]);
 }
 
 constexpr int64_t kScaleChunk = 1 << 16;
