@@ -71,7 +71,9 @@ def photograph(path: Path | None) -> Photograph:
     try:
         from skimage import data, io
     except ImportError as error:
-        raise SystemExit(f'The self-check needs scikit-image ({error}). Install it with pip install "pspl_cuda[demo]".') from None
+        raise SystemExit(
+            f'The self-check needs scikit-image ({error}). Install it with pip install "pspl_cuda[demo]".'
+        ) from None
     if path is None:
         name, pixels = "scikit-image's astronaut", data.astronaut()
     else:
@@ -82,7 +84,9 @@ def photograph(path: Path | None) -> Photograph:
         if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype.name != "uint8":
             raise SystemExit(f"--image {path} has shape {pixels.shape} and dtype {pixels.dtype}; expected 8-bit RGB.")
         if min(pixels.shape[:2]) < PATCH:
-            raise SystemExit(f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]}; expected at least {PATCH}x{PATCH}.")
+            raise SystemExit(
+                f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]}; expected at least {PATCH}x{PATCH}."
+            )
     height, width = (size // SCALE * SCALE for size in pixels.shape[:2])
     hr = torch.from_numpy(pixels[:height, :width, :3].copy()).permute(2, 0, 1)[None].float() / 255
     small = F.interpolate(hr, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
@@ -229,7 +233,9 @@ def draw(photo: Photograph, path: Path) -> None:
         axis.set_axis_off()
         if style:
             figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
-    figure.suptitle(f"PSPL on {photo.name}: pixels unlike the target are learned first, all of them in the end (step in 1000 iterations)")
+    figure.suptitle(
+        f"PSPL on {photo.name}: pixels unlike the target are learned first, all of them in the end (step in 1000 iterations)"
+    )
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
@@ -238,7 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the self-check; 0 if every backend agrees with the reference."""
     parser = argparse.ArgumentParser(prog="python -m pspl_cuda", description=__doc__)
     parser.add_argument("--image", type=Path, help="an 8-bit RGB image instead of scikit-image's photograph")
-    parser.add_argument("--out", type=Path, default=Path("pspl_self_check.png"), help="the picture (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("pspl_self_check.png"), help="the picture (default: %(default)s)"
+    )
     parser.add_argument("--no-timing", action="store_true", help="leave out the timing")
     options = parser.parse_args(arguments)
 
