@@ -234,7 +234,7 @@ def draw(photo: Photograph, path: Path) -> None:
         if style:
             figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
     figure.suptitle(
-        f"PSPL on {photo.name}: pixels unlike the target are learned first, all of them in the end (step in 1000 iterations)"
+        f"PSPL on {photo.name}: pixels unlike the target are learned first, all of them in the end (1 step = 1000 iterations)"
     )
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
