@@ -23,7 +23,7 @@ PSPL_INLINE double widen(double x) { return x; }
 PSPL_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 PSPL_INLINE float widen(Half x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
-  // The multiplication mends the exponent's bias, and makes a subnormal half normal.
+  // The multiplication mends the exponent's bias, and makes a subnormal half normal (0 for who flushes denormals).
   const float finite = bit_cast<float>(magnitude << 13) * 0x1p112f;
   const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;  // Inf and NaN
   return bit_cast<float>(bit_cast<uint32_t>(finite) | infinite | uint32_t(x.bits & 0x8000u) << 16);
@@ -69,20 +69,26 @@ struct Narrow<Half> {
     const uint32_t normal = (magnitude - ((127 - 15) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
     // One unit in the last place of 0.5f is that of the subnormal halves: the addition rounds.
     const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;             // 2^-14
-    const uint32_t extended = magnitude < 0x477ff000u ? finite : 0x7c00u;             // 65520, halfway to 2^16
+    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
+    const uint32_t extended = magnitude < 0x477ff000u ? finite : 0x7c00u;  // 65520, halfway to 2^16
     const uint32_t result = magnitude > 0x7f800000u ? 0x7e00u : extended;
     return {uint16_t(result | (bits >> 16 & 0x8000u))};
   }
 };
 
+constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // Calls visit with a null pointer to the type of the elements, for its type.
 template <typename Visit>
 PSPL_INLINE auto with_element(DType dtype, Visit visit) {
   switch (dtype) {
-    case DType::kFloat64: return visit(static_cast<double*>(nullptr));
-    case DType::kFloat16: return visit(static_cast<Half*>(nullptr));
-    case DType::kBFloat16: return visit(static_cast<BFloat16*>(nullptr));
-    default: return visit(static_cast<float*>(nullptr));
+    case DType::kFloat64:
+      return visit(static_cast<double*>(nullptr));
+    case DType::kFloat16:
+      return visit(static_cast<Half*>(nullptr));
+    case DType::kBFloat16:
+      return visit(static_cast<BFloat16*>(nullptr));
+    default:
+      return visit(static_cast<float*>(nullptr));
   }
 }

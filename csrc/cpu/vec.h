@@ -41,17 +41,6 @@ struct Vec {
 
   PSPL_INLINE RawBits bits() const { return (RawBits)raw; }
 
-  // Keeps the value in a register: g++ otherwise reads it from memory again at its second use.
-  PSPL_INLINE Vec held() const {
-    Vec v = *this;
-#if defined(__x86_64__) && defined(__AVX512F__)
-    asm("" : "+v"(v.raw));
-#elif defined(__x86_64__)
-    asm("" : "+x"(v.raw));
-#endif
-    return v;
-  }
-
   static PSPL_INLINE Vec load(const T* from) { return Vec(Raw(*reinterpret_cast<const Unaligned*>(from))); }
   PSPL_INLINE void store(T* to) const { *reinterpret_cast<Unaligned*>(to) = raw; }
 };
@@ -62,7 +51,9 @@ struct Mask {
   typename RawOf<typename BitsOf<T>::comparison, N * sizeof(T)>::type raw;
 };
 
-#define PSPL_VEC template <typename T, int N> PSPL_INLINE
+#define PSPL_VEC               \
+  template <typename T, int N> \
+  PSPL_INLINE
 #define PSPL_OPERATOR(op)                                                                        \
   PSPL_VEC Vec<T, N> operator op(Vec<T, N> a, Vec<T, N> b) { return Vec<T, N>(a.raw op b.raw); } \
   PSPL_VEC Vec<T, N> operator op(Vec<T, N> a, T b) { return Vec<T, N>(a.raw op b); }             \
@@ -111,25 +102,24 @@ template <>
 struct Exp2<float> {
   static constexpr int kDegree = 6, kMantissa = 23, kSmallest = -126;
   static constexpr float kRound = 0x1.8p23f;
-  static constexpr float kCoefficient[kDegree + 1] = {
-      1.0f, 0.6931472f, 0.2402265f, 0.05550357f, 0.009618083f, 0.0013390863f, 0.00015453163f};
+  static constexpr float kCoefficient[kDegree + 1] = {1.0f,         0.6931472f,    0.2402265f,    0.05550357f,
+                                                      0.009618083f, 0.0013390863f, 0.00015453163f};
 };
 template <>
 struct Exp2<double> {
   static constexpr int kDegree = 10, kMantissa = 52, kSmallest = -1022;
   static constexpr double kRound = 0x1.8p52;
-  static constexpr double kCoefficient[kDegree + 1] = {
-      1.0,
-      0.6931471805599462,
-      0.24022650695910075,
-      0.05550410866465167,
-      0.009618129107618665,
-      0.0013333558200794592,
-      0.00015403530424776529,
-      1.5252672924850737e-05,
-      1.3215451633221434e-06,
-      1.0205905413765595e-07,
-      7.070977866508138e-09};
+  static constexpr double kCoefficient[kDegree + 1] = {1.0,
+                                                       0.6931471805599462,
+                                                       0.24022650695910075,
+                                                       0.05550410866465167,
+                                                       0.009618129107618665,
+                                                       0.0013333558200794592,
+                                                       0.00015403530424776529,
+                                                       1.5252672924850737e-05,
+                                                       1.3215451633221434e-06,
+                                                       1.0205905413765595e-07,
+                                                       7.070977866508138e-09};
 };
 
 // For x <= 0, all that attention() asks for. Below the normal numbers 0, -infinity included; NaN stays NaN.

@@ -58,10 +58,11 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
     // the counter resets itself for the next launch.
     __threadfence();
     shared.is_last = atomicInc(workspace.ticket, blocks - 1) == blocks - 1;
+    // The thread that has read the ticket acquires what the other blocks wrote; the barrier hands it to the others.
+    if (shared.is_last) __threadfence();
   }
   __syncthreads();
   if (!shared.is_last) return;
-  __threadfence();
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
     double value = 0;
@@ -73,7 +74,8 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
     const double total = block_sum(value, shared.warp[i]);
     if (threadIdx.x == 0) {
       if (i == 0 && p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
-      if (i > 0 && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total * p.stats_scale);
+      // Divided, not scaled: the mean of n ones is 1.
+      if (i > 0 && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total / static_cast<double>(p.numel()));
     }
   }
 }

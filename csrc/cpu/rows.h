@@ -1,0 +1,116 @@
+// From the user's memory to rows of s = x + y and d = x - y, with their halo: the only place that knows of dtypes,
+// strides and padding.
+//
+// Included inside the namespace of one instruction set (kernel.h).
+
+// count pixels of a row from an element on, in the compute type: the user's memory itself where it is that already.
+template <typename T>
+const T* pixels(const Input& input, int64_t index, int count, T* scratch) {
+  const int64_t stride = input.stride.column;
+  return with_element(input.dtype, [&](auto* type) -> const T* {
+    using E = std::remove_pointer_t<decltype(type)>;
+    const E* from = static_cast<const E*>(input.data) + index;
+    if (stride == 1) {
+      if constexpr (std::is_same_v<E, T>) return from;
+      for (int i = 0; i < count; ++i) scratch[i] = T(widen(from[i]));
+    } else {
+      for (int i = 0; i < count; ++i) scratch[i] = T(widen(from[i * stride]));
+    }
+    return scratch;
+  });
+}
+
+// The rows of a tile are short and far apart: the processor does not guess the next one.
+template <bool kToWrite>
+PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t element_size) {
+  constexpr int64_t kCacheLine = 64;
+  if (stride * element_size > kCacheLine) return;
+  const char* from = static_cast<const char*>(data) + index * element_size;
+  for (int64_t i = 0; i < count * stride * element_size; i += kCacheLine) __builtin_prefetch(from + i, kToWrite);
+}
+
+// Reads for one tile. Columns are counted from its left edge.
+template <typename T>
+class RowReader {
+  static constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
+  static constexpr int64_t kRowsAhead = 8;
+  using V = Vec<T, kLanes>;
+
+ public:
+  RowReader(const Params<T>& params, const Tile& tile, int radius)
+      : p_(params),
+        radius_(radius),
+        first_(tile.left > radius ? -radius : -tile.left),
+        last_((params.width - tile.right > radius ? tile.right + radius : params.width) - tile.left),
+        sr_index_(tile.offset(params.sr.stride) + (tile.left + first_) * params.sr.stride.column),
+        hr_index_(tile.offset(params.hr.stride) + (tile.left + first_) * params.hr.stride.column),
+        sr_scratch_(last_ - first_),
+        hr_scratch_(last_ - first_),
+        source_(2 * radius + 1) {
+    if (params.padding == Padding::kZeros) return;
+    const int columns = tile.right - tile.left;
+    left_ = first_ + radius;
+    right_ = columns + radius - last_;
+    for (int i = 0; i < left_ + right_; ++i) {
+      const int column = i < left_ ? i - radius : last_ + i - left_;
+      source_.get()[i] = padded_index(tile.left + column, params.width, params.padding) - tile.left;
+    }
+  }
+
+  // Fills s and d, both on vector boundaries, from column -radius to the column radius behind the tile. Zero padding
+  // beside the image is left alone: the caller has put it there once and for all.
+  void read(int64_t y, T* s, T* d) const {
+    const int count = last_ - first_;
+    y = padded_index(y, p_.height, p_.padding);
+    if (y < 0) {
+      for (int i = first_; i < last_; ++i) s[i] = d[i] = T(0);
+      return;
+    }
+    const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
+    prefetch<false>(p_.sr.data, sr_index_ + ahead * p_.sr.stride.row, p_.sr.stride.column, count, size_of(p_.sr.dtype));
+    prefetch<false>(p_.hr.data, hr_index_ + ahead * p_.hr.stride.row, p_.hr.stride.column, count, size_of(p_.hr.dtype));
+    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.stride.row, count, sr_scratch_.get()) - first_;
+    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.stride.row, count, hr_scratch_.get()) - first_;
+    combine(sr, hr, s, d);
+    // What stands beside the image is always within the columns just read: the padding mirrors at most radius columns,
+    // or the whole row if it is shorter than that.
+    for (int i = 0; i < left_ + right_; ++i) {
+      const int column = i < left_ ? i - radius_ : last_ + i - left_;
+      s[column] = s[source_.get()[i]];
+      d[column] = d[source_.get()[i]];
+    }
+  }
+
+ private:
+  // Vectors on the boundaries of s and d, and one at either end that overlaps its neighbour: nothing is read beyond the
+  // user's row.
+  PSPL_INLINE void combine(const T* sr, const T* hr, T* s, T* d) const {
+    const auto combine_vector = [&](int i) {
+      const V x = V::load(sr + i), y = V::load(hr + i);
+      (x + y).store(s + i);
+      (x - y).store(d + i);
+    };
+    if (last_ - first_ < kLanes) {
+      for (int i = first_; i < last_; ++i) {
+        s[i] = sr[i] + hr[i];
+        d[i] = sr[i] - hr[i];
+      }
+      return;
+    }
+    combine_vector(first_);
+    for (int i = first_ + -first_ % kLanes; i < last_ - kLanes; i += kLanes) combine_vector(i);
+    combine_vector(last_ - kLanes);
+  }
+
+  const Params<T>& p_;
+  const int radius_;
+  const int first_;  // columns [first_, last_) are inside the image and at most radius beside the tile
+  const int last_;
+  const int64_t sr_index_;  // the element at row 0, column first_
+  const int64_t hr_index_;
+  const Scratch<T> sr_scratch_;
+  const Scratch<T> hr_scratch_;
+  const Scratch<int> source_;  // where the columns outside the image come from: left_ ones before it, right_ behind
+  int left_ = 0;
+  int right_ = 0;
+};
