@@ -50,6 +50,8 @@ class Backend:
         self.device = torch.device("cuda" if name == "cuda" else "cpu")
         # The fused kernels promise more about layouts and about what they save than plain autograd does.
         self.fused = name != "reference"
+        # The CUDA kernel has one pivot per strip (tolerances.FAR_FROM_PIVOT).
+        self.one_pivot = name in ("emulated", "cuda")
 
     def _call(self, function, *args, **kwargs):
         if self.name == "emulated":

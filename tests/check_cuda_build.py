@@ -31,7 +31,8 @@ def main() -> None:
     assert info["cuda"]["available"], info["cuda"]["reason"]
     for operator in OPERATORS:
         for key in ("CPU", "CUDA"):
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pspl_cuda::{operator}", key), f"{operator} has no {key} kernel"
+            found = torch._C._dispatch_has_kernel_for_dispatch_key(f"pspl_cuda::{operator}", key)
+            assert found, f"{operator} has no {key} kernel"
 
     library = next(Path(ops._PACKAGE).glob("_cuda.*"))
     cuobjdump = find_cuobjdump()
@@ -47,13 +48,6 @@ def main() -> None:
     sr, hr = torch.rand(2, 3, 32, 40), torch.rand(2, 3, 32, 40)
     fused = pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cpu")
     torch.testing.assert_close(fused, pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"), rtol=2e-6, atol=0)
-    if not torch.cuda.is_available():
-        try:
-            pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cuda")
-        except ValueError as error:
-            assert "expected cuda tensors" in str(error)
-        else:
-            raise AssertionError("backend='cuda' took CPU tensors")
     print("the CUDA build is fine")
 
 

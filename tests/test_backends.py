@@ -43,7 +43,7 @@ def leaf(tensor):
     return tensor.detach().requires_grad_()
 
 
-def check(backend, sr, hr, step=1.0, upstream=1.0, maps=False, **keywords):
+def check(backend, sr, hr, step=1.0, upstream=1.0, maps=False, far_from_pivot=False, **keywords):
     """Loss, both gradients and statistics (and with ``maps`` both maps) of one call against the oracle."""
     number = step.item() if isinstance(step, torch.Tensor) else step
     expected = oracle.pspl(numpy64(sr), numpy64(hr), number, upstream=numpy64(torch.as_tensor(upstream)), **keywords)
@@ -79,13 +79,13 @@ def check(backend, sr, hr, step=1.0, upstream=1.0, maps=False, **keywords):
         assert m_s.dtype == compute
         assert m_s.shape == sr.shape
         assert not m_s.requires_grad
-        tolerances.assert_similarity(m_s, expected.similarity)
+        tolerances.assert_similarity(m_s, expected.similarity, far_from_pivot)
         paced = {name: keywords[name] for name in ("alpha", "beta", "gamma", "mu") if name in keywords}
         m_a = backend.attention_map(leaf(sr), hr, step, **similar, **paced)
         assert m_a.dtype == compute
         assert m_a.shape == sr.shape
         assert not m_a.requires_grad
-        tolerances.assert_attention(m_a, expected.similarity, delta, gamma, mu)
+        tolerances.assert_attention(m_a, expected.similarity, delta, gamma, mu, far_from_pivot)
     return loss, grads
 
 
@@ -159,7 +159,9 @@ def test_shapes(backend, shape, padding):
 def test_windows(backend, window_size, sigma, shape, padding):
     """Windows with a kernel of their own and without, narrow, almost flat, and much bigger than the image."""
     sr, hr = images(shape, seed=window_size, device=backend.device)
-    check(backend, sr, hr, maps=True, window_size=window_size, sigma=sigma, padding=padding)
+    # A narrow window on noise averages nothing, so its variance is small wherever its mean is.
+    far = backend.one_pivot and sigma < 0.5
+    check(backend, sr, hr, maps=True, far_from_pivot=far, window_size=window_size, sigma=sigma, padding=padding)
 
 
 @pytest.mark.parametrize("window_size", [1, 3, 5, 7, 9, 11, 13])

@@ -20,6 +20,14 @@ import torch
 import oracle
 
 SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
+# The CUDA strip kernel squares x + y about one pivot per strip. Where a window lies a whole range away from its neighbours, the
+# squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
+# 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
+FAR_FROM_PIVOT = 5e-5
+# At delta = 1 the attention changes by up to 4 times what M_s does. On average over an image M_s is off by a quarter of its
+# worst, all one way since a variance is clamped at 0; in the L2 norm by a half: as multiples of the two budgets.
+FAR_LOSS_FACTOR = 4 * FAR_FROM_PIVOT / 4 / 1e-6
+FAR_GRADIENT_FACTOR = 4 * FAR_FROM_PIVOT / 2 / 1e-5
 LOSS = {torch.float32: 1e-6, torch.float64: 1e-13}
 GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -44,15 +52,23 @@ def growth(delta: float, mu: float = -1.0, distance: str = "l1") -> float:
     return max(1.0, exponent / 4) * (1 if distance == "l1" else 2)
 
 
-def assert_similarity(actual: torch.Tensor, expected: np.ndarray) -> None:
+def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:
+    """Largest error of M_s."""
+    return FAR_FROM_PIVOT if far_from_pivot and dtype == torch.float32 else SIMILARITY[dtype]
+
+
+def assert_similarity(actual: torch.Tensor, expected: np.ndarray, far_from_pivot: bool = False) -> None:
     """The similarity map is within its budget at every pixel, NaN exactly where the oracle has NaN."""
     worst = _worst(np.abs(_same_nan(actual, expected) - expected))
-    assert worst <= SIMILARITY[actual.dtype], f"M_s is off by {worst:.3g}"
+    budget = similarity_budget(actual.dtype, far_from_pivot)
+    assert worst <= budget, f"M_s is off by {worst:.3g}, allowed {budget:.3g}"
 
 
-def assert_attention(actual: torch.Tensor, similarity: np.ndarray, delta: float, gamma=2.0, mu=-1.0) -> None:
+def assert_attention(
+    actual: torch.Tensor, similarity: np.ndarray, delta: float, gamma=2.0, mu=-1.0, far_from_pivot: bool = False
+) -> None:
     """The attention map is one that a similarity map within its budget can have, at every pixel."""
-    slack = SIMILARITY[actual.dtype]
+    slack = similarity_budget(actual.dtype, far_from_pivot)
     near = [oracle.attention(similarity + shift, delta, gamma, mu) for shift in (-slack, 0, slack)]
     low, high = np.minimum.reduce(near), np.maximum.reduce(near)
     high = np.where(np.abs(similarity - mu) <= slack, gamma, high)
