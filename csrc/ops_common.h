@@ -180,8 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_in(const Tensor& sr, const Tensor& hr, c
   const bool per_pixel = static_cast<Reduction>(reduction) == Reduction::kNone;
   p.distance = static_cast<Distance>(distance);
   p.eps_squared = static_cast<T>(eps * eps);
-  p.stats_scale = 1.0 / static_cast<double>(p.numel());
-  p.loss_scale = static_cast<Reduction>(reduction) == Reduction::kMean ? p.stats_scale : 1.0;
+  p.loss_scale = static_cast<Reduction>(reduction) == Reduction::kMean ? 1.0 / static_cast<double>(p.numel()) : 1.0;
 
   Tensor loss = per_pixel ? empty_like(sr, dtype) : empty_scalar(sr, dtype);
   Tensor residual = with_residual ? empty_like(sr, dtype) : empty(sr, 0, dtype);

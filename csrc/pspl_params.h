@@ -86,10 +86,9 @@ struct Params {
   const void* step_tensor;  // 0-dim, in the kernel's memory; read by the kernel
   DType step_dtype;         // kFloat32 or kFloat64
 
-  double loss_scale;   // 1/n for mean, 1 for sum
-  double stats_scale;  // 1/n
-  T* loss;             // 0-dim; null when no sum is asked for
-  T* stats;            // [kNumStats]; null when not asked for
+  double loss_scale;  // 1/n for mean, 1 for sum
+  T* loss;            // 0-dim; null when no sum is asked for
+  T* stats;           // [kNumStats]; null when not asked for
 
   PSPL_FN int64_t planes() const { return leading[0] * leading[1] * leading[2]; }
   PSPL_FN int64_t numel() const { return planes() * height * width; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -27,13 +27,9 @@ def _find_package() -> Path:
     those of the installed package are taken.
     """
     here = Path(__file__).parent
-    if any(here.glob("_cpu.*")):
-        return here
-    try:
-        installed = Path(str(distribution("pspl_cuda").locate_file("pspl_cuda")))
-    except PackageNotFoundError:
-        return here
-    return installed if any(installed.glob("_cpu.*")) else here
+    # All distributions of that name: the first may be what a build leaves in the source folder.
+    installed = (Path(str(found.locate_file("pspl_cuda"))) for found in distributions(name="pspl_cuda"))
+    return next((folder for folder in (here, *installed) if any(folder.glob("_cpu.*"))), here)
 
 
 def _read_build(package: Path) -> dict:

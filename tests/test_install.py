@@ -131,6 +131,10 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     copy.mkdir()
     for source in Path(ops.__file__).parent.glob("*.py"):
         (copy / source.name).write_text(source.read_text())
+    # What pip install . leaves in the source folder, which stands for an installed distribution to who starts there.
+    left = tmp_path / "pspl_cuda.egg-info"
+    left.mkdir()
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: pspl_cuda\nVersion: 0.1.0\n")
     code = "import pspl_cuda; print(pspl_cuda.__file__); print(pspl_cuda.backend_info()['cpu']['available'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     path, available = result.stdout.split()

@@ -350,7 +350,7 @@ void forward(const Params<T>& params, ParallelFor parallel_for) {
   for (int64_t tile = 0; tile < tiling.tiles; ++tile)
     for (int i = 0; i < kSums; ++i) sums[i] += tile_sums.get()[tile * kSums + i];
   if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kNumStats]);
-  // Divided, not multiplied by stats_scale: the mean of a map of ones is then exactly 1.
+  // Divided, not multiplied by 1 / n: the mean of a map of ones is then exactly 1.
   if (params.stats != nullptr)
     for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i] / double(params.numel()));
 }

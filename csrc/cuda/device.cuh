@@ -20,17 +20,6 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 // Element tag for images whose dtype is looked up at run time: mixed dtypes, and float64.
 struct AnyType {};
 
-// a * b + c. Left to itself, the compiler shares the product with a neighbouring expression, at the price of a register
-// and a move.
-template <typename T>
-__device__ __forceinline__ T multiply_add(T a, T b, T c) {
-#if defined(__CUDA_ARCH__)
-  return fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 template <typename T>
 __device__ inline T convert(float value) {
   return static_cast<T>(value);

@@ -258,7 +258,7 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
       for (int m = 0; m < 4; ++m) {
         T(&sum)[2 * R] = partial[m][c];
         const T value = blurred[m][c];
-        moment[m] = multiply_add(p.taps[R], value, sum[0]);
+        moment[m] = sum[0] + p.taps[R] * value;
 #pragma unroll
         for (int k = 0; k + 1 < 2 * R; ++k) sum[k] = sum[k + 1] + p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k] * value;
         sum[2 * R - 1] = p.taps[R] * value;

@@ -1,12 +1,13 @@
 // CUDA as far as csrc/cuda speaks it, for g++: the .cu files and their headers compile unmodified with this in front
-// (g++ -include cuda_shim.h -I toolkit). One block runs after the other; how the threads of a block run is the business of a
-// "machine", of which there are two:
+// (g++ -include cuda_shim.h -I toolkit). One block runs after the other; how the threads of a block run is the business
+// of a "machine", of which there are two:
 //
 //   fibers.cpp   one fiber per CUDA thread, in one OS thread: fast, and the same at every run
 //   threads.cpp  one OS thread per CUDA thread, for ThreadSanitizer
 //
 // Not emulated: what fast-math instructions round to (pspl_math.h has host versions of them), weak memory order as such
-// (ThreadSanitizer looks for what would depend on it), registers, caches, streams. An alignment fault is found by UBSan.
+// (ThreadSanitizer looks for what would depend on it), registers, caches, streams. An alignment fault is found by
+// UBSan.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <functional>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 // ---------------------------------------------------------------- words that mean nothing here
 
@@ -27,14 +29,15 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// Kernels declare `extern __shared__ unsigned char shared_memory[]`: a variable of the machine, one for all blocks in turn.
+// Kernels declare `extern __shared__ unsigned char shared_memory[]`: a variable of the machine, one for all blocks in
+// turn.
 #define __shared__
 
 // ---------------------------------------------------------------- the machine
 
 struct dim3 {
   unsigned x, y, z;
-  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
 #if defined(PSPL_MACHINE_OF_THREADS)
@@ -48,26 +51,28 @@ namespace emulation {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 48 * 1024;  // what a launch gets without opting in to more
-constexpr size_t kMaxParameterBytes = 4096;    // 4 KiB up to sm_6x; later ones only with a recent toolkit and driver
+constexpr size_t kMaxParameterBytes = 4096;    // what every architecture and toolkit grants
 
 // What fresh memory holds: as a number of any type, NaN.
 constexpr unsigned char kPoison = 0xff;
 
-// A different order at every seed, for everything that CUDA leaves open: which block is next, which warp and lane runs first.
-// Seed 0 is first to last, 1 last to first.
+// A different order at every seed, for everything that CUDA leaves open: which block is next, which warp and lane runs
+// first. Seed 0 is first to last, 1 last to first.
 struct Order {
   unsigned seed = 0;
 };
 inline Order order;
 
-// Runs body() as every thread of every block, shared memory poisoned before each block. Throws when threads wait for one another
-// in vain: a barrier that some of them do not reach.
+// Runs body() as every thread of every block, shared memory poisoned before each block. Throws when threads wait for
+// one another in vain: a barrier that some of them do not reach.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
 
 void block_barrier();
 void warp_barrier();
-// Every lane of a warp gives a value and gets that of another lane. Orders nothing else: a shuffle is no memory barrier.
+// Every lane of a warp gives a value and gets that of another lane. Orders nothing else: a shuffle is no memory
+// barrier.
 uint64_t exchange(uint64_t value, unsigned other_lane);
+void atomic_was_read();
 void fence();
 
 }  // namespace emulation
@@ -91,8 +96,10 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 
 inline unsigned atomicInc(unsigned* address, unsigned limit) {
   unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(address, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (!__atomic_compare_exchange_n(address, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
   }
+  emulation::atomic_was_read();
   return old;
 }
 
@@ -119,7 +126,8 @@ uint16_t narrow(double value) {
   if (std::isnan(value)) return 0x7fff;  // CUDA's NaN
   if (std::isinf(value)) return static_cast<uint16_t>(sign | kInfinity);
   if (magnitude == 0) return static_cast<uint16_t>(sign);
-  const int exponent = std::max(std::ilogb(magnitude), 1 - kBias);  // that of the smallest normal number for subnormal ones
+  const int exponent =
+      std::max(std::ilogb(magnitude), 1 - kBias);  // that of the smallest normal number for subnormal ones
   const int units = static_cast<int>(std::nearbyint(std::scalbn(magnitude, kFraction - exponent)));
   // The leading bit of units, if it is there, adds 1 to the exponent field; so does a carry, up to infinity.
   return static_cast<uint16_t>(sign | std::min(((exponent + kBias - 1) << kFraction) + units, kInfinity));
@@ -132,7 +140,7 @@ float widen(uint16_t bits) {
   const int field = bits >> kFraction & kTop;
   const int fraction = bits & ((1 << kFraction) - 1);
   const int units = field == 0 ? fraction : fraction + (1 << kFraction);
-  const float magnitude = field < kTop     ? std::scalbn(static_cast<float>(units), std::max(field, 1) - kBias - kFraction)
+  const float magnitude = field < kTop ? std::scalbn(static_cast<float>(units), std::max(field, 1) - kBias - kFraction)
                           : fraction == 0 ? std::numeric_limits<float>::infinity()
                                           : std::numeric_limits<float>::quiet_NaN();
   return bits & 0x8000 ? -magnitude : magnitude;
@@ -173,7 +181,8 @@ inline cudaError_t last_error = cudaSuccess;
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ...) <= emulation::kMaxParameterBytes, "too many bytes of kernel arguments");
   const unsigned threads = config->blockDim.x;
   if (config->gridDim.x == 0 || config->gridDim.x > INT32_MAX || threads == 0 || threads > emulation::kMaxThreads ||

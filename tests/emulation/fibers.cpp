@@ -24,8 +24,8 @@ alignas(128) unsigned char shared_memory[emulation::kMaxSharedBytes];
 
 #if defined(__x86_64__)
 
-// void switch_stack(void** from, void* to): keeps the registers that a call must preserve on the stack, and the stack in *from.
-// swapcontext() would make two system calls of it.
+// void switch_stack(void** from, void* to): keeps the registers that a call must preserve on the stack, and the stack
+// in *from. swapcontext() would make two system calls of it.
 asm(R"(
 .text
 .type switch_stack, @function
@@ -53,8 +53,8 @@ namespace {
 using Context = void*;
 void switch_context(Context& from, Context& to) { switch_stack(&from, to); }
 void make_context(Context& context, unsigned char* stack, size_t bytes, void (*entry)()) {
-  // What switch_stack() pops: six registers and an address to return to, after which the stack must be as after a call.
-  void** top = reinterpret_cast<void**>(stack + bytes) - 2;
+  // What switch_stack() pops: six registers and an address to return to. Below it the stack must look as after a call.
+  void** top = reinterpret_cast<void**>(stack + bytes) - 1;
   *top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -242,6 +242,9 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
     warps.assign(warps.size(), {});
     for (unsigned i = 0; i < threads; ++i) {
       fibers[i].state = State::kReady;
+#if defined(__SANITIZE_ADDRESS__)
+      ASAN_UNPOISON_MEMORY_REGION(fibers[i].stack, kStackBytes);  // the fiber before left without returning
+#endif
       make_context(fibers[i].context, fibers[i].stack, kStackBytes, enter);
     }
     current = turns.front();
@@ -252,7 +255,8 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
     arrived(asan_host_stack, false);
     for (unsigned i = 0; i < threads; ++i) {
       if (fibers[i].state == State::kDone) continue;
-      throw std::runtime_error("emulation: threads of a block wait for others that never come: a barrier that not all reach");
+      throw std::runtime_error(
+          "emulation: threads of a block wait for others that never come: a barrier that not all reach");
     }
   }
 }
@@ -268,6 +272,8 @@ uint64_t exchange(uint64_t value, unsigned other_lane) {
   wait_for_warp(State::kInExchange);  // nobody gives the next value before all have taken this one
   return taken;
 }
+
+void atomic_was_read() {}
 
 void fence() {}
 

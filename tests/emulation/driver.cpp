@@ -1,0 +1,266 @@
+// Runs the launchers of csrc/cuda over a list of cases, for the sanitizers: every image, output and workspace is a heap
+// block of exactly its size, outputs are full of NaN, and each of their elements must be a number afterwards. Whether
+// it is the right number is checked elsewhere.
+//
+//   driver all     every dtype, padding, window, layout and tail
+//   driver small   a few images that one OS thread per CUDA thread can manage
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "cuda/strip_launch.cuh"
+#include "pspl_taps.h"
+
+using namespace pspl;
+
+#if defined(PSPL_FLOAT32_ONLY)
+// Planted bugs are compiled in one element type; the others have to be there for the linker.
+namespace pspl::cuda {
+template <>
+cudaError_t launch_strips<float, __half>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t launch_strips<float, AnyType>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t launch_strips<double, AnyType>(const Params<double>&, const Scratch&, int, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+}  // namespace pspl::cuda
+#endif
+
+namespace {
+
+std::mt19937 generator(1);
+
+// More elements than this show nothing new about the backward kernel, and take too many threads.
+constexpr int64_t kMostToScale = 1000;
+
+// Exactly so many bytes on the heap, poisoned.
+struct Memory {
+  explicit Memory(size_t bytes) : data(std::malloc(bytes)) { std::memset(data, emulation::kPoison, bytes); }
+  ~Memory() { std::free(data); }
+  Memory(const Memory&) = delete;
+  void* data;
+};
+
+enum class Kind { kContiguous, kChannelsLast, kTransposed, kEveryOther };
+
+struct Case {
+  int64_t size[5];  // three leading dimensions, rows, columns
+  int radius = 5;
+  Padding padding = Padding::kZeros;
+  Distance distance = Distance::kL1;
+  DType sr = DType::kFloat32;
+  DType hr = DType::kFloat32;
+  Kind layout = Kind::kContiguous;
+  bool everything = false;  // statistics and maps too
+  int multiprocessors = 132;
+};
+
+Layout layout_of(const Case& c, Kind kind) {
+  const auto [n, d, channels, height, width] = c.size;
+  (void)n;
+  switch (kind) {
+    case Kind::kChannelsLast:
+      return {{d * channels * height * width, channels * height * width, 1}, width * channels, channels};
+    case Kind::kTransposed:
+      return {{d * channels * height * width, channels * height * width, height * width}, 1, height};
+    case Kind::kEveryOther:
+      return {{8 * d * channels * height * width, 8 * channels * height * width, 8 * height * width}, 4 * width, 2};
+    default:
+      return {{d * channels * height * width, channels * height * width, height * width}, width, 1};
+  }
+}
+
+// Elements from the first to the last one in use.
+int64_t extent(const Case& c, const Layout& l) {
+  const int64_t stride[5] = {l.leading[0], l.leading[1], l.leading[2], l.row, l.column};
+  int64_t last = 0;
+  for (int i = 0; i < 5; ++i) last += (c.size[i] - 1) * stride[i];
+  return last + 1;
+}
+
+size_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+void fill(void* data, DType dtype, int64_t count) {
+  std::uniform_real_distribution<float> pixel(0, 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = pixel(generator);
+    if (dtype == DType::kFloat64) static_cast<double*>(data)[i] = value;
+    if (dtype == DType::kFloat32) static_cast<float*>(data)[i] = value;
+    if (dtype == DType::kFloat16) static_cast<__half*>(data)[i] = __float2half_rn(value);
+    if (dtype == DType::kBFloat16) static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
+  }
+}
+
+void fail(const std::string& what) {
+  std::fprintf(stderr, "driver: %s\n", what.c_str());
+  std::exit(2);
+}
+
+template <typename T>
+void expect_numbers(const T* data, int64_t count, const char* name) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (data[i] != data[i]) fail(std::string(name) + " was not written at " + std::to_string(i));
+  }
+}
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) fail("a launch failed with cudaError_t " + std::to_string(status));
+}
+
+template <typename T>
+void scale(const Params<T>& p, const Memory& residual, DType dtype) {
+  const int64_t count = p.numel();
+  const auto upstream = std::make_unique<T>(T(0.5));
+  // Also from an element that no packet is aligned to.
+  for (int64_t offset = 0; offset < std::min<int64_t>(2, count); ++offset) {
+    Memory gradient((count - offset) * bytes_of(dtype));
+    check(cuda::scale<T>(
+        {static_cast<T*>(residual.data) + offset, upstream.get(), 1.0, gradient.data, dtype, count - offset}, nullptr));
+    for (int64_t i = 0; i < count - offset; ++i) {
+      const double value = dtype == DType::kFloat64   ? static_cast<double*>(gradient.data)[i]
+                           : dtype == DType::kFloat32 ? static_cast<float*>(gradient.data)[i]
+                           : dtype == DType::kFloat16 ? __half2float(static_cast<__half*>(gradient.data)[i])
+                                                      : __bfloat162float(static_cast<__nv_bfloat16*>(gradient.data)[i]);
+      if (value != value) fail("gradient was not written at " + std::to_string(i));
+    }
+  }
+}
+
+template <typename T>
+void run(const Case& c) {
+  const Layout layout = layout_of(c, c.layout);
+  const Layout dense = layout_of(c, c.layout == Kind::kEveryOther ? Kind::kContiguous : c.layout);
+  const int64_t elements = extent(c, layout);
+  const Memory sr(elements * bytes_of(c.sr));
+  const Memory hr(elements * bytes_of(c.hr));
+  fill(sr.data, c.sr, elements);
+  fill(hr.data, c.hr, elements);
+
+  Params<T> p{};
+  std::copy_n(c.size, kLeadingDims, p.leading);
+  p.height = c.size[3];
+  p.width = c.size[4];
+  p.sr = {sr.data, c.sr, layout};
+  p.hr = {hr.data, c.hr, layout};
+  p.padding = c.padding;
+  p.distance = c.distance;
+  p.radius = c.radius;
+  fill_taps(p, 1.5);
+  p.twice_c1 = T(2e-4);
+  p.twice_c2 = T(18e-4);
+  p.alpha = p.step = T(1);
+  p.gamma = T(2);
+  p.mu = T(-1);
+  p.eps_squared = T(1e-6);
+  p.loss_scale = 1.0 / static_cast<double>(p.numel());
+
+  const Memory residual(p.numel() * sizeof(T));
+  const Memory loss(sizeof(T));
+  const Memory stats(kNumStats * sizeof(T));
+  p.residual = {static_cast<T*>(residual.data), dense};
+  p.loss = static_cast<T*>(loss.data);
+  if (c.everything) p.stats = static_cast<T*>(stats.data);
+  const Memory partials(cuda::forward_partials<T>(p, c.multiprocessors) * sizeof(double));
+  const auto ticket = std::make_unique<unsigned>(0);
+  ++emulation::order.seed;
+  check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, c.multiprocessors, nullptr));
+  expect_numbers(p.residual.data, p.numel(), "residual");
+  expect_numbers(p.loss, 1, "loss");
+  if (c.everything) expect_numbers(p.stats, kNumStats, "stats");
+  if (*ticket != 0) fail("the ticket is not 0 after the launch");
+  if (p.numel() <= kMostToScale) scale<T>(p, residual, c.sr);
+  if (!c.everything) return;
+
+  // Maps alone need no workspace.
+  for (const MapKind kind : {MapKind::kLoss, MapKind::kSimilarity, MapKind::kAttention}) {
+    const Memory map(p.numel() * sizeof(T));
+    p.map = {static_cast<T*>(map.data), dense};
+    p.map_kind = kind;
+    p.residual = {};
+    p.loss = p.stats = nullptr;
+    check(cuda::forward<T>(p, {nullptr, nullptr}, c.multiprocessors, nullptr));
+    expect_numbers(p.map.data, p.numel(), "map");
+  }
+}
+
+void run(const Case& c) {
+  if (c.sr == DType::kFloat64 || c.hr == DType::kFloat64) {
+    run<double>(c);
+  } else {
+    run<float>(c);
+  }
+}
+
+std::vector<Case> small_cases() {
+  std::vector<Case> cases;
+  for (const bool everything : {false, true}) {
+    cases.push_back({.size = {1, 1, 1, 10, 66}, .everything = everything});  // one block, two strips side by side
+    cases.push_back({.size = {1, 1, 2, 17, 70}, .everything = everything});  // two blocks
+    cases.push_back({.size = {1, 1, 3, 9, 65}, .padding = Padding::kReflect, .everything = everything});
+  }
+  cases.push_back({.size = {1, 1, 1, 9, 12}, .radius = 3});
+  cases.push_back({.size = {1, 1, 1, 9, 130}, .radius = 6});  // two blocks of the direct kernel
+  return cases;
+}
+
+std::vector<Case> all_cases() {
+  const int64_t sizes[][5] = {{1, 1, 1, 1, 1},   {1, 1, 1, 1, 2},  {1, 1, 2, 3, 5},   {1, 1, 1, 11, 11},
+                              {2, 1, 3, 8, 64},  {1, 2, 3, 17, 6}, {1, 1, 1, 21, 65}, {1, 1, 1, 40, 127},
+                              {1, 1, 1, 2, 300}, {1, 1, 5, 19, 33}};
+  std::vector<Case> cases;
+  const auto add = [&](Case c) {
+    for (const auto& size : sizes) {
+      std::copy_n(size, 5, c.size);
+      cases.push_back(c);
+    }
+  };
+  for (const Padding padding : {Padding::kZeros, Padding::kReflect, Padding::kReplicate}) {
+    for (const Kind layout : {Kind::kContiguous, Kind::kChannelsLast, Kind::kTransposed, Kind::kEveryOther}) {
+      for (const bool everything : {false, true}) {
+        add({.padding = padding, .layout = layout, .everything = everything});
+        add({.padding = padding,
+             .distance = Distance::kCharbonnier,
+             .layout = layout,
+             .everything = everything,
+             .multiprocessors = 1});
+      }
+    }
+    for (const int radius : {0, 1, 2, 3, 4, 6})
+      add({.radius = radius, .padding = padding, .everything = radius % 2 == 0});
+#if !defined(PSPL_FLOAT32_ONLY)
+    const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
+    for (const DType sr : dtypes) {
+      for (const DType hr : dtypes) {
+        add({.padding = padding, .sr = sr, .hr = hr, .everything = sr != DType::kFloat16});
+        add({.padding = padding, .distance = Distance::kL2, .sr = sr, .hr = hr, .layout = Kind::kChannelsLast});
+      }
+    }
+    for (const int radius : {1, 3, 7})
+      add({.radius = radius, .padding = padding, .sr = DType::kFloat64, .hr = DType::kFloat16});
+#endif
+  }
+  return cases;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string which = count == 2 ? arguments[1] : "";
+  if (which != "all" && which != "small") fail("expected all or small");
+  const std::vector<Case> cases = which == "all" ? all_cases() : small_cases();
+  for (const Case& c : cases) run(c);
+  std::printf("%zu cases\n", cases.size());
+}
