@@ -3,8 +3,8 @@ architecture, and the instructions of the loop that a training step spends its t
 
     python tests/cuda_resources.py
 
-test_cuda_compile.py holds the results to limits. Needs nvcc, and for the instructions cuobjdump (pip install
-nvidia-cuda-cuobjdump).
+test_cuda_compile.py holds the results to limits. Needs nvcc, and for the instructions cuobjdump and nvdisasm (pip install
+nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
 """
 
 from __future__ import annotations

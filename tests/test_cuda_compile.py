@@ -12,7 +12,11 @@ import pytest
 import cuda_resources
 
 needs_nvcc = pytest.mark.skipif(cuda_resources.find_tool("nvcc") is None, reason="there is no nvcc")
-needs_cuobjdump = pytest.mark.skipif(cuda_resources.find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+# cuobjdump calls nvdisasm.
+needs_cuobjdump = pytest.mark.skipif(
+    any(cuda_resources.find_tool(tool) is None for tool in ("cuobjdump", "nvdisasm")),
+    reason="there is no cuobjdump with nvdisasm",
+)
 
 # Four blocks of 128 threads share the 65536 registers of a multiprocessor.
 MAX_REGISTERS = 128
