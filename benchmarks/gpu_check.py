@@ -104,8 +104,9 @@ class Check:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            tail = (error.stdout or b"").decode(errors="replace").strip().splitlines()[-1:]
-            self.say(part, "cut", f"after {limit:.0f} s: {' '.join(tail)}")
+            printed = error.stdout or b""  # bytes, even where text was asked for
+            printed = printed if isinstance(printed, str) else printed.decode(errors="replace")
+            self.say(part, "cut", f"after {limit:.0f} s: {' '.join(printed.strip().splitlines()[-1:])}")
             return None
         printed = result.stdout + result.stderr
         (self._out / f"{self._stem}-{re.sub(r'[^a-z0-9]+', '-', part.lower())}.log").write_text(printed)
@@ -199,10 +200,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="to end within (default: %(default)s)")
+    parser.add_argument("--no-build", action="store_true", help="check the package that is installed")
     options = parser.parse_args()
     check = Check(options.out.resolve(), options.seconds)
     gpu = check.look_around()
-    built = check.build(force=gpu)
+    built = options.no_build or check.build(force=gpu)
     if gpu and built:
         check.sanitizers()
         check.tests()
