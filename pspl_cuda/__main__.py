@@ -72,7 +72,7 @@ def photograph(path: Path | None) -> Photograph:
         from skimage import data, io
     except ImportError as error:
         raise SystemExit(
-            f'The self-check needs scikit-image ({error}). Install it with pip install "pspl_cuda[demo]".'
+            f"The self-check needs scikit-image ({error}). Install it with pip install scikit-image."
         ) from None
     if path is None:
         name, pixels = "scikit-image's astronaut", data.astronaut()
@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
             draw(photo, options.out)
         print(f"\nPicture: {options.out}")
     except ImportError as error:
-        print(f'\nNo picture: matplotlib is missing ({error}). Install it with pip install "pspl_cuda[demo]".')
+        print(f"\nNo picture: matplotlib is missing ({error}). Install it with pip install matplotlib.")
     except OSError as error:
         print(f"\nNo picture: --out {options.out} can't be written: {error}")
         fine = False
