@@ -53,6 +53,11 @@ print("cases done")
 """
 
 
+def slug(text: str) -> str:
+    """``text`` as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 class Verdict(NamedTuple):
     """One line of the report."""
 
@@ -74,6 +79,9 @@ class Check:
 
     def left(self) -> float:
         return self._deadline - time.monotonic()
+
+    def failed(self) -> bool:
+        return any(verdict.outcome == "failed" for verdict in self._verdicts)
 
     def say(self, part: str, outcome: str, detail: str = "") -> None:
         self._verdicts.append(Verdict(part, outcome, detail))
@@ -109,7 +117,7 @@ class Check:
             self.say(part, "cut", f"after {limit:.0f} s: {' '.join(printed.strip().splitlines()[-1:])}")
             return None
         printed = result.stdout + result.stderr
-        (self._out / f"{self._stem}-{re.sub(r'[^a-z0-9]+', '-', part.lower())}.log").write_text(printed)
+        (self._out / f"{self._stem}-{slug(part)}.log").write_text(printed)
         last = next((line for line in reversed(printed.strip().splitlines()) if line.strip()), "")
         if result.returncode != 0:
             self.say(part, "failed", f"exit code {result.returncode}: {last.strip()}")
@@ -145,7 +153,7 @@ class Check:
             self._head.append(
                 f"driver: {subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()[0]}"
             )
-        self._stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        self._stem = slug(name)
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
         return True
 
@@ -210,7 +218,7 @@ def main() -> int:
         check.tests()
         check.speed()
     check.write()
-    return 0 if all(verdict.outcome != "failed" for verdict in check._verdicts) else 1
+    return 1 if check.failed() else 0
 
 
 if __name__ == "__main__":

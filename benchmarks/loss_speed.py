@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
+import official
 import pspl_cuda
 
 STEP = 1.0
@@ -36,24 +37,9 @@ Implementation = Callable[[Tensor, Tensor], Tensor]
 
 
 def official_formula(sr: Tensor, hr: Tensor) -> Tensor:
-    """The loss as the authors' code computes it: a 2-D window built at each call, E[x^2] - mu^2, zero padding; here L = 1."""
-    channels = sr.shape[1]
-    x = torch.arange(11.0) - 5
-    taps = torch.exp(-(x**2) / (2 * 1.5**2))
-    taps /= taps.sum()
-    window = torch.outer(taps, taps).expand(channels, 1, 11, 11).contiguous().to(sr.device)
-
-    def blur(image: Tensor) -> Tensor:
-        return F.conv2d(image, window, padding=5, groups=channels)
-
+    """The loss as the authors' code computes it, both images times the map."""
     with torch.no_grad():
-        mu1, mu2 = blur(hr), blur(sr)
-        mu1_sq, mu2_sq, mu1_mu2 = mu1.pow(2), mu2.pow(2), mu1 * mu2
-        sigma1_sq, sigma2_sq = blur(hr * hr) - mu1_sq, blur(sr * sr) - mu2_sq
-        sigma12 = blur(hr * sr) - mu1_mu2
-        c1, c2 = 0.01**2, 0.03**2
-        similarity = ((2 * mu1_mu2 + c1) * (2 * sigma12 + c2)) / ((mu1_sq + mu2_sq + c1) * (sigma1_sq + sigma2_sq + c2))
-        attention = 2 * torch.exp(-((similarity + 1) ** 2) / STEP**2)
+        attention = 2 * torch.exp(-((official.similarity(sr, hr) + 1) ** 2) / STEP**2)
     return (attention * sr - attention * hr).abs().mean()
 
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <tuple>
 
+#include "pspl_math.h"
 #include "pspl_params.h"
 #include "pspl_taps.h"
 
@@ -149,8 +150,7 @@ Params<T> fill_params(const Tensor& sr, const Tensor& hr, const Schedule& schedu
     const DType dtype = dtype_of(step, "step");
     STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "step must be float32 or float64.");
     if (step.is_cpu()) {
-      p.step = dtype == DType::kFloat64 ? static_cast<T>(*static_cast<const double*>(step.const_data_ptr()))
-                                        : static_cast<T>(*static_cast<const float*>(step.const_data_ptr()));
+      p.step = read_number<T>(step.const_data_ptr(), dtype);
     } else {
       STD_TORCH_CHECK(step.device() == sr.device(), "step must be on the images' device or on the CPU.");
       p.step_tensor = step.const_data_ptr();

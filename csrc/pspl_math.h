@@ -123,6 +123,22 @@ PSPL_FN T inverse_width(T delta) {
   return inverse > kLargest<T> ? kLargest<T> : inverse;
 }
 
+// A number that stands in memory as float32 or float64.
+template <typename T>
+PSPL_FN T read_number(const void* data, DType dtype) {
+  return dtype == DType::kFloat64 ? static_cast<T>(*static_cast<const double*>(data))
+                                  : static_cast<T>(*static_cast<const float*>(data));
+}
+
+// Eq. 8's step is a number of the launch or stands in the kernel's memory, so that a captured graph follows the
+// schedule.
+template <typename T>
+PSPL_FN T inverse_width_of(const Params<T>& p) {
+  T step = p.step;
+  if (p.step_tensor != nullptr) step = read_number<T>(p.step_tensor, p.step_dtype);
+  return inverse_width(width(p.alpha, step, p.beta));
+}
+
 // Eq. 7: gamma exp(-(M_s - mu)^2 / delta^2).
 template <typename V, typename T>
 PSPL_FN V attention(V similarity, T inverse_width, T gamma, T mu) {

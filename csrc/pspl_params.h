@@ -37,6 +37,10 @@ struct Layout {
   int64_t leading[kLeadingDims];
   int64_t row;
   int64_t column;
+
+  PSPL_FN int64_t plane_offset(int64_t i0, int64_t i1, int64_t i2) const {
+    return i0 * leading[0] + i1 * leading[1] + i2 * leading[2];
+  }
 };
 
 struct Input {

@@ -123,10 +123,13 @@ class PSPLLoss(nn.Module):
             step = self._current_step()
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
-        loss = pspl_loss(sr, hr, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
+        loss = self._one(sr, hr, step)
         if self.return_stats:
             return self._weighted(loss[0]), loss[1]
         return self._weighted(loss)
+
+    def _one(self, sr: Tensor, hr: Tensor, step: float | Tensor) -> Tensor | tuple[Tensor, PSPLStats]:
+        return pspl_loss(sr, hr, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
 
     def _weighted(self, loss: Tensor) -> Tensor:
         return loss if self.loss_weight == 1 else self.loss_weight * loss
@@ -141,10 +144,7 @@ class PSPLLoss(nn.Module):
             raise ValueError(
                 "reduction is 'none', which gives one map per output; expected 'mean' or 'sum' for several."
             )
-        terms = [
-            pspl_loss(one, other, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
-            for one, other in zip(sr, hr, strict=True)
-        ]
+        terms = [self._one(*pair, step) for pair in zip(sr, hr, strict=True)]
         if self.return_stats:
             return self._weighted(sum(loss for loss, _ in terms)), [stats for _, stats in terms]
         return self._weighted(sum(terms))

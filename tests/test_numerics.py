@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import interpolate
 
+import official
 import oracle
 import tolerances
 
@@ -146,29 +147,12 @@ def test_float64(backend, name, padding, rng):
     tolerances.assert_similarity(backend.similarity_map(sr, hr, data_range=255.0, padding=padding), expected)
 
 
-def official_similarity(sr, hr):
-    """SSIM as the official code computes it, in the images' dtype: a float32 window, E[x^2] - mu^2, no clamp."""
-    channels = sr.shape[1]
-    line = torch.tensor([np.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)], dtype=torch.float32)
-    line = line / line.sum()
-    window = (line[:, None] @ line[None]).to(sr.dtype).expand(channels, 1, 11, 11).contiguous()
-
-    def blur(image):
-        return conv2d(image, window, padding=5, groups=channels)
-
-    mu1, mu2 = blur(hr), blur(sr)
-    var1, var2 = blur(hr * hr) - mu1**2, blur(sr * sr) - mu2**2
-    covariance = blur(hr * sr) - mu1 * mu2
-    c1, c2 = 0.01**2, 0.03**2
-    return ((2 * mu1 * mu2 + c1) * (2 * covariance + c2)) / ((mu1**2 + mu2**2 + c1) * (var1 + var2 + c2))
-
-
 def test_official_formula_is_the_oracle_in_float64(rng):
     """The yardstick below measures rounding only: in float64, on noise, it is the same function."""
     sr, hr = _pair("noise", rng, dtype=torch.float64)
     # Its float32 window adds up to 1 - 7e-8.
     expected = oracle.similarity_map(sr.numpy(), hr.numpy())
-    np.testing.assert_allclose(official_similarity(sr, hr).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(official.similarity(sr, hr).numpy(), expected, atol=1e-5)
 
 
 OFFICIAL = [
@@ -191,7 +175,7 @@ def test_official_constants(backend, name, rng):
     largest as well as the mean; at most a fifth far from the pivot, where the kernel has one per strip."""
     sr, hr = _pair(name, rng, 255.0, device=backend.device)
     exact = oracle.similarity_map(*_numpy(sr, hr), data_range=1.0)
-    theirs = np.abs(official_similarity(sr.cpu(), hr.cpu()).double().numpy() - exact)
+    theirs = np.abs(official.similarity(sr.cpu(), hr.cpu()).double().numpy() - exact)
     ours = np.abs(backend.similarity_map(sr, hr, data_range=1.0).cpu().double().numpy() - exact)
     assert theirs.max() > 1e-4, "this image is no test: the formula is good on it"
     share = 1 / 5 if backend.one_pivot and name.startswith("black beside white") else 1 / 10

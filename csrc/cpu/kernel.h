@@ -299,13 +299,6 @@ class TileKernel {
 };
 
 template <typename T>
-T step_of(const Params<T>& p) {
-  if (p.step_tensor == nullptr) return p.step;
-  return p.step_dtype == DType::kFloat64 ? T(*static_cast<const double*>(p.step_tensor))
-                                         : T(*static_cast<const float*>(p.step_tensor));
-}
-
-template <typename T>
 struct ForwardJobs {
   const Params<T>& params;
   const Tiling<T> tiling;
@@ -342,8 +335,7 @@ template <typename T>
 void forward(const Params<T>& params, ParallelFor parallel_for) {
   const Tiling<T> tiling(params);
   const Scratch<double> tile_sums(tiling.tiles * kSums);
-  const T delta = width(params.alpha, step_of(params), params.beta);
-  ForwardJobs<T> jobs{params, tiling, inverse_width(delta), tile_sums.get()};
+  ForwardJobs<T> jobs{params, tiling, inverse_width_of(params), tile_sums.get()};
   parallel_for(tiling.tiles, forward_job_of<T>(params.radius), &jobs);
 
   double sums[kSums] = {};

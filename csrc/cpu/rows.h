@@ -21,12 +21,11 @@ const T* pixels(const Input& input, int64_t index, int count, T* scratch) {
 }
 
 // The rows of a tile are short and far apart: the processor does not guess the next one.
-template <bool kToWrite>
 PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t element_size) {
   constexpr int64_t kCacheLine = 64;
   if (stride * element_size > kCacheLine) return;
   const char* from = static_cast<const char*>(data) + index * element_size;
-  for (int64_t i = 0; i < count * stride * element_size; i += kCacheLine) __builtin_prefetch(from + i, kToWrite);
+  for (int64_t i = 0; i < count * stride * element_size; i += kCacheLine) __builtin_prefetch(from + i);
 }
 
 // Reads for one tile. Columns are counted from its left edge.
@@ -67,8 +66,8 @@ class RowReader {
       return;
     }
     const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
-    prefetch<false>(p_.sr.data, sr_index_ + ahead * p_.sr.stride.row, p_.sr.stride.column, count, size_of(p_.sr.dtype));
-    prefetch<false>(p_.hr.data, hr_index_ + ahead * p_.hr.stride.row, p_.hr.stride.column, count, size_of(p_.hr.dtype));
+    prefetch(p_.sr.data, sr_index_ + ahead * p_.sr.stride.row, p_.sr.stride.column, count, size_of(p_.sr.dtype));
+    prefetch(p_.hr.data, hr_index_ + ahead * p_.hr.stride.row, p_.hr.stride.column, count, size_of(p_.hr.dtype));
     const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.stride.row, count, sr_scratch_.get()) - first_;
     const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.stride.row, count, hr_scratch_.get()) - first_;
     combine(sr, hr, s, d);

@@ -40,9 +40,7 @@ struct Tile {
   int64_t leading[kLeadingDims];
   int64_t top, bottom, left, right;
 
-  int64_t offset(const Layout& stride) const {
-    return leading[0] * stride.leading[0] + leading[1] * stride.leading[1] + leading[2] * stride.leading[2];
-  }
+  int64_t offset(const Layout& stride) const { return stride.plane_offset(leading[0], leading[1], leading[2]); }
 };
 
 // The channel runs fastest: the tiles of a channels_last image that share their memory follow each other.

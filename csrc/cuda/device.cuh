@@ -64,20 +64,4 @@ struct Reader<T, AnyType> {
   }
 };
 
-__device__ inline int64_t plane_offset(const Layout& stride, int64_t i0, int64_t i1, int64_t i2) {
-  return i0 * stride.leading[0] + i1 * stride.leading[1] + i2 * stride.leading[2];
-}
-
-// Where Eq. 8's step comes from: a number of the launch, or device memory, so that a captured graph follows the
-// schedule.
-template <typename T>
-__device__ inline T inverse_width_of(const Params<T>& p) {
-  T step = p.step;
-  if (p.step_tensor != nullptr) {
-    step = p.step_dtype == DType::kFloat64 ? static_cast<T>(*static_cast<const double*>(p.step_tensor))
-                                           : static_cast<T>(*static_cast<const float*>(p.step_tensor));
-  }
-  return inverse_width(width(p.alpha, step, p.beta));
-}
-
 }  // namespace pspl::cuda

@@ -38,15 +38,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t i0 = block / static_cast<uint32_t>(p.leading[1]);
   const int end_row = column < width ? min(first_row + kDirectRows, height) : first_row;
   const T inverse_width = inverse_width_of(p);
+  const Reader<T, AnyType> read_sr(p.sr);
+  const Reader<T, AnyType> read_hr(p.hr);
+  const int64_t sr_plane = p.sr.stride.plane_offset(i0, i1, i2);
+  const int64_t hr_plane = p.hr.stride.plane_offset(i0, i1, i2);
+  const auto sr_at = [&](int r, int c) { return read_sr(sr_plane + r * p.sr.stride.row + c * p.sr.stride.column); };
+  const auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.stride.row + c * p.hr.stride.column); };
 
   for (int row = first_row; row < end_row; ++row) {
-    const Reader<T, AnyType> read_sr(p.sr);
-    const Reader<T, AnyType> read_hr(p.hr);
-    const int64_t sr_plane = plane_offset(p.sr.stride, i0, i1, i2);
-    const int64_t hr_plane = plane_offset(p.hr.stride, i0, i1, i2);
-    auto sr_at = [&](int r, int c) { return read_sr(sr_plane + r * p.sr.stride.row + c * p.sr.stride.column); };
-    auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.stride.row + c * p.hr.stride.column); };
-
     // Every window has its own pivot here: its centre. If that is NaN or Inf, so is the window.
     const T difference = sr_at(row, column) - hr_at(row, column);
     const T pivot = sr_at(row, column) + hr_at(row, column);
@@ -75,12 +74,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     const Layout& map = p.map.stride;
-    const int64_t map_offset = plane_offset(map, i0, i1, i2) + row * map.row + column * map.column;
+    const int64_t map_offset = map.plane_offset(i0, i1, i2) + row * map.row + column * map.column;
     const T residual =
         pixel_residual<Work::kEverything>(p, moments, pivot, inverse_width, difference, true, map_offset, sums);
     if (p.residual.data != nullptr) {
       const Layout& out = p.residual.stride;
-      p.residual.data[plane_offset(out, i0, i1, i2) + row * out.row + column * out.column] = residual;
+      p.residual.data[out.plane_offset(i0, i1, i2) + row * out.row + column * out.column] = residual;
     }
   }
   reduce_and_store(p, sums, workspace, shared.reduce);

@@ -1,6 +1,6 @@
 // The fused forward kernel for windows of 3 to 11: each warp walks one strip of columns down the rows.
 //
-//   global memory --(s, d) of row r--> ring in shared memory --horizontal taps--> 4 moments of row r
+//   global memory --(s, d) of row r and their squares--> shared memory --horizontal taps--> 4 moments of row r
 //                 --vertical taps--> 2 R partial sums per moment and column, in registers
 //                 --row r - R is complete--> M_s, M_a, residual, sums
 //
@@ -133,12 +133,12 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
 
   const Reader<T, E> read_sr(p.sr);
   const Reader<T, E> read_hr(p.hr);
-  const int64_t sr_plane = plane_offset(p.sr.stride, i0, i1, channel);
-  const int64_t hr_plane = plane_offset(p.hr.stride, i0, i1, channel);
-  T inverse_width = inverse_width_of(p);
+  const int64_t sr_plane = p.sr.stride.plane_offset(i0, i1, channel);
+  const int64_t hr_plane = p.hr.stride.plane_offset(i0, i1, channel);
+  const T inverse_width = inverse_width_of(p);
   // This lane's outputs start here.
   const int column = first_column + lane * kColumns;
-  T pivot = strip_pivot(p, read_sr, read_hr, sr_plane, hr_plane, first_row, end_row, min(column, width - 1));
+  const T pivot = strip_pivot(p, read_sr, read_hr, sr_plane, hr_plane, first_row, end_row, min(column, width - 1));
 
   // What this lane takes part in, as bits: a predicate would be computed again for every row.
   constexpr int kLoadBit = 1;         // << k: loads column first_column - R + lane + 32 k of every row
@@ -173,10 +173,10 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   // kUnit walks from row to row inside the image; the other paddings jump.
   int64_t sr_next = sr_plane + max(first_row - R, 0) * p.sr.stride.row + (first_column - R + lane);
   int64_t hr_next = hr_plane + max(first_row - R, 0) * p.hr.stride.row + (first_column - R + lane);
-  T* residual_next = p.residual.data + plane_offset(p.residual.stride, i0, i1, channel) +
+  T* residual_next = p.residual.data + p.residual.stride.plane_offset(i0, i1, channel) +
                      first_row * p.residual.stride.row + column * p.residual.stride.column;
   int64_t map_next =
-      plane_offset(p.map.stride, i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
+      p.map.stride.plane_offset(i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
 
   T x[kLoads] = {};
   T y[kLoads] = {};
