@@ -1,0 +1,13 @@
+"""EDSR-PyTorch and what descends from it (RCAN, MDSR, the authors' PSPL): ``--loss 1*PSPL``, with one branch in ``src/loss``."""
+
+from __future__ import annotations
+
+from .. import PSPLLoss
+
+
+def build(args, **keywords) -> PSPLLoss:
+    """Return the loss for images of 0 to ``args.rgb_range``; ``keywords`` as for PSPLLoss.
+
+    ``Loss`` weights it and saves and loads its state: resuming needs nothing.
+    """
+    return PSPLLoss(**{"data_range": args.rgb_range, **keywords})

@@ -1,0 +1,310 @@
+"""Stand-ins for the training frameworks that CI does not install: of each, only what a loss meets.
+
+Written from their sources: BasicSR 1.4.2; neosr 0199ef5 (losses, train.py), 3f185e3 (models/image.py); traiNNer-redux e055724 and
+5e52432, where losses weight themselves, and the later version of models/sr_model.py where the loop does; EDSR-PyTorch 4f5e2ce;
+KAIR 2de1b58; MMEngine 0.10.7 with mmagic 9ae3520; Lightning 2.6.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+def _modules(**contents: dict) -> dict[str, ModuleType]:
+    """Modules for sys.modules by dotted name (``__`` for the dot), parents included."""
+    found: dict[str, ModuleType] = {}
+    for key, names in contents.items():
+        dotted = key.replace("__", ".")
+        for end in [i for i, c in enumerate(dotted) if c == "."] + [len(dotted)]:
+            found.setdefault(dotted[:end], ModuleType(dotted[:end]))
+        vars(found[dotted]).update(names)
+    return found
+
+
+class Registry:
+    """The registry of the BasicSR family: a name can be taken once."""
+
+    def __init__(self, ignore_case: bool = False):
+        self._obj_map = {}
+        self._key = str.lower if ignore_case else str
+
+    def register(self, obj):
+        key = self._key(obj.__name__)
+        assert key not in self._obj_map, f"An object named '{key}' was already registered in 'loss' registry!"
+        self._obj_map[key] = obj
+
+    def get(self, name):
+        if self._key(name) not in self._obj_map:
+            raise KeyError(f"No object named '{name}' found in 'loss' registry!")
+        return self._obj_map[self._key(name)]
+
+    def __contains__(self, name):
+        return self._key(name) in self._obj_map
+
+    def build_loss(self, options):
+        options = dict(options)
+        return self.get(options.pop("type"))(**options)
+
+
+class Model:
+    """Of a model: the network, and that a training state holds the iteration but nothing of the losses."""
+
+    def __init__(self):
+        self.net_g = nn.Conv2d(3, 3, 3, padding=1)
+        self.optimizer_g = torch.optim.SGD(self.net_g.parameters(), lr=1e-3)
+        self.log_dict = {}
+
+    def training_state(self, iteration):
+        return {"epoch": 0, "iter": iteration, "optimizers": [self.optimizer_g.state_dict()], "schedulers": []}
+
+    def resume_training(self, resume_state):
+        self.optimizer_g.load_state_dict(*resume_state["optimizers"])
+
+
+def basicsr():
+    registry = Registry()
+
+    class BaseModel(Model):
+        pass
+
+    class SRModel(BaseModel):
+        def __init__(self, loss):
+            super().__init__()
+            self.cri_pix = registry.build_loss(loss).to("cpu")
+
+        def optimize_parameters(self, lq, gt):
+            self.optimizer_g.zero_grad()
+            self.output = self.net_g(lq)
+            l_total = 0
+            l_pix = self.cri_pix(self.output, gt)
+            l_total += l_pix
+            l_total.backward()
+            self.optimizer_g.step()
+            self.log_dict = {"l_pix": l_pix.mean().item()}
+            return l_total
+
+    return SRModel, _modules(
+        basicsr__utils__registry={"LOSS_REGISTRY": registry}, basicsr__models__base_model={"BaseModel": BaseModel}
+    )
+
+
+def neosr():
+    registry = Registry()
+
+    class base(Model):  # noqa: N801
+        pass
+
+    class image(base):  # noqa: N801
+        def __init__(self, loss, accumulate=1, amp=True):
+            super().__init__()
+            self.accum_iters, self.amp = accumulate, amp
+            self.cri_pix = registry.build_loss(loss).to("cpu", memory_format=torch.channels_last, non_blocking=True)
+
+        def optimize_parameters(self, lq, gt):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+                self.output = torch.clamp(self.net_g(lq), 1 / 255, 1)
+                l_g_total = torch.zeros(1)
+                l_g_pix = self.cri_pix(self.output, gt)
+                l_g_total += l_g_pix
+            loss = l_g_total.detach().clone()
+            l_g_total /= self.accum_iters
+            l_g_total.backward()
+            if torch.isnan(l_g_total):
+                raise ValueError("NaN found, aborting training.")
+            self.log_dict = {"l_g_pix": l_g_pix.mean().item()}
+            return loss
+
+    return image, _modules(neosr__utils__registry={"LOSS_REGISTRY": registry}, neosr__models__base={"base": base})
+
+
+def trainner_redux(weighted_by_loop: bool):
+    registry = Registry(ignore_case=True)
+
+    class L1Loss(nn.Module):
+        def __init__(self, loss_weight, reduction="mean"):
+            super().__init__()
+            self.loss_weight = loss_weight
+
+        def forward(self, pred, target, weight=None, **kwargs):
+            return (1 if weighted_by_loop else self.loss_weight) * F.l1_loss(pred, target)
+
+    registry.register(L1Loss)
+
+    class BaseModel(Model):
+        pass
+
+    class SRModel(BaseModel):
+        def __init__(self, *losses, accum_iter=1, amp=True, compile=False):
+            super().__init__()
+            self.accum_iters, self.amp = accum_iter, amp
+            self.losses = {}
+            for loss in losses:
+                assert "loss_weight" in loss, f"{loss['type']} must define loss_weight"
+                label = f"l_g_{loss['type'].lower().replace('loss', '')}"
+                self.losses[label] = registry.build_loss(loss).to("cpu", memory_format=torch.channels_last)
+                if compile:
+                    self.losses[label] = torch.compile(self.losses[label], backend="eager")
+
+        def optimize_parameters(self, lq, gt):
+            lq, gt = (x.to(memory_format=torch.channels_last) for x in (lq, gt))
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+                self.output = self.net_g(lq)
+                l_g_total = torch.tensor(0.0)
+                for label, loss in self.losses.items():
+                    target = gt
+                    if weighted_by_loop and loss.loss_weight < 0:
+                        with torch.inference_mode():
+                            target = torch.clamp(F.interpolate(lq, gt.shape[2:], mode="bicubic", antialias=True), 0, 1)
+                    l_g_loss = loss(self.output, target)
+                    if weighted_by_loop:
+                        l_g_loss = l_g_loss * abs(loss.loss_weight)
+                    l_g_total += l_g_loss / self.accum_iters
+                    self.log_dict[label] = l_g_loss.detach()
+            if not l_g_total.isfinite():
+                raise RuntimeError("Training failed: NaN/Inf found in loss.")
+            l_g_total.backward()
+            return l_g_total * self.accum_iters
+
+    return SRModel, _modules(
+        traiNNer__utils__registry={"LOSS_REGISTRY": registry}, traiNNer__models__base_model={"BaseModel": BaseModel}
+    )
+
+
+class EDSRLoss(nn.modules.loss._Loss):
+    """EDSR-PyTorch's ``Loss``, with the branch that docs/frameworks.md adds to it."""
+
+    def __init__(self, args, apath=None):
+        super().__init__()
+        self.loss = []
+        self.loss_module = nn.ModuleList()
+        for loss in args.loss.split("+"):
+            weight, loss_type = loss.split("*")
+            if loss_type == "MSE":
+                loss_function = nn.MSELoss()
+            elif loss_type == "L1":
+                loss_function = nn.L1Loss()
+            elif loss_type == "PSPL":
+                from pspl_cuda.integrations import edsr_pytorch
+
+                loss_function = edsr_pytorch.build(args)
+            self.loss.append({"type": loss_type, "weight": float(weight), "function": loss_function})
+            self.loss_module.append(loss_function)
+        if args.precision == "half":
+            self.loss_module.half()
+        if apath is not None:
+            self.load_state_dict(torch.load(Path(apath) / "loss.pt"))
+
+    def forward(self, sr, hr):
+        return sum(part["weight"] * part["function"](sr, hr) for part in self.loss)
+
+    def save(self, apath):
+        torch.save(self.state_dict(), Path(apath) / "loss.pt")
+
+
+class NoneDict(dict):
+    def __missing__(self, key):
+        return None
+
+
+def kair():
+    def find_last_checkpoint(save_dir, net_type="G", pretrained_path=None):
+        names = [path.name for path in Path(save_dir).glob(f"*_{net_type}.pth")]
+        init_iter = max((int(re.match(r"(\d+)_", name)[1]) for name in names), default=0)
+        return init_iter, f"{save_dir}/{init_iter}_{net_type}.pth" if names else pretrained_path
+
+    return _modules(utils__utils_option={"find_last_checkpoint": find_last_checkpoint})
+
+
+class KAIRModelPlain:
+    """KAIR's ``ModelPlain``, with the branch that docs/frameworks.md adds to its ``define_loss``."""
+
+    def __init__(self, opt):
+        self.opt, self.opt_train, self.device = opt, opt["train"], "cpu"
+        self.netG = nn.Conv2d(3, 3, 3, padding=1)
+        self.define_loss()
+
+    def define_loss(self):
+        G_lossfn_type = self.opt_train["G_lossfn_type"]  # noqa: N806
+        if G_lossfn_type == "l1":
+            self.G_lossfn = nn.L1Loss().to(self.device)
+        elif G_lossfn_type == "pspl":
+            from pspl_cuda.integrations import kair
+
+            self.G_lossfn = kair.build(self.opt).to(self.device)
+        else:
+            raise NotImplementedError(f"Loss type [{G_lossfn_type}] is not found.")
+        self.G_lossfn_weight = self.opt_train["G_lossfn_weight"]
+
+    def optimize_parameters(self, low, high):
+        self.E = self.netG(low)
+        G_loss = self.G_lossfn_weight * self.G_lossfn(self.E, high)  # noqa: N806
+        G_loss.backward()
+        return G_loss
+
+
+def mmengine():
+    class MMRegistry:
+        """Unknown names are looked for in the parent; a name can be taken once."""
+
+        def __init__(self, name, parent=None, locations=(), scope=None):
+            self._module_dict, self.parent = {}, parent
+
+        @property
+        def module_dict(self):
+            return self._module_dict
+
+        def register_module(self, name=None, force=False, module=None):
+            name = name or module.__name__
+            if not force and name in self._module_dict:
+                raise KeyError(f"{name} is already registered in model at {self._module_dict[name].__module__}")
+            self._module_dict[name] = module
+
+        def build(self, config):
+            config = dict(config)
+            name, registry = config.pop("type"), self
+            while registry and name not in registry.module_dict:
+                registry = registry.parent
+            if registry is None:
+                raise KeyError(f"{name} is not in the registry")
+            return registry.module_dict[name](**config)
+
+    return _modules(mmengine__registry={"MODELS": MMRegistry("model"), "Registry": MMRegistry})
+
+
+def lightning():
+    class Callback:
+        pass
+
+    return _modules(lightning__pytorch={"Callback": Callback})
+
+
+class LightningTrainer:
+    """Lightning's order of hooks, and its count of optimizer steps: the last batch of an epoch always makes one."""
+
+    def __init__(self, callbacks, accumulate_grad_batches=1, steps_per_batch=1, global_step=0):
+        self.callbacks, self.accumulate, self.steps_per_batch = callbacks, accumulate_grad_batches, steps_per_batch
+        self.global_step = global_step
+
+    def _call(self, hook, *args):
+        for callback in self.callbacks:
+            if hasattr(callback, hook):
+                getattr(callback, hook)(self, *args)
+
+    def fit(self, module, epochs, batches_per_epoch):
+        module.train()
+        self._call("on_train_start", module)
+        for _ in range(epochs):
+            for index in range(batches_per_epoch):
+                self._call("on_train_batch_start", module, None, index)
+                module.training_step(None, index)
+                if (index + 1) % self.accumulate == 0 or index + 1 == batches_per_epoch:
+                    self.global_step += self.steps_per_batch
+            module.eval()
+            module.validation_step(None, 0)
+            module.train()
