@@ -1,112 +1,122 @@
-"""Builds the two kernel libraries of pspl_cuda: _cpu always, _cuda where the torch in use and a toolkit allow it.
+"""Builds the kernel libraries of pspl_cuda: _cpu where there is a C++ compiler, _cuda where torch and a CUDA toolkit allow it.
 
-Decisions are printed, and kept in pspl_cuda/_build.json for pspl_cuda.backend_info(). Environment:
+What this machine lacks never stops an installation: the package then works with PyTorch's own operators, says so here and at its
+first use, and pspl_cuda.backend_info() tells the reason. But a compiler that passes its trial (build_tools/compilers.py) and then
+fails on a kernel is an error: going on would hide a defect, or a compiler that was killed for want of memory. Environment:
 
-PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and nvcc of its major version is found; a GPU is
-                      not looked for. force: the same, but fail if it can't be. off: CPU kernels only.
-TORCH_CUDA_ARCH_LIST  architectures to compile for, for example "8.6;9.0+PTX".
-CUDA_HOME             the CUDA toolkit.
+PSPL_CPU              auto (default): CPU kernels if there is a C++ compiler for them. force: the same, but fail if there is
+                      none. off: no kernels at all, a package in pure PyTorch.
+PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and there is an nvcc of its major version; a GPU is
+                      not looked for. force: the same, but fail if it can't be. off: no CUDA kernels.
+TORCH_CUDA_ARCH_LIST  architectures to compile for, for example "8.6;9.0+PTX". Default: 7.5 to 12.0+PTX, those that nvcc knows.
+CUDA_HOME             the CUDA toolkit. Default: nvcc's of the PATH, /usr/local/cuda, or PyPI's, which the backend brings.
+CXX, CC               the C++ compiler, and the one that nvcc uses.
 MAX_JOBS              compilers that run at once.
 
-Metadata stands in pyproject.toml.
+Decisions are printed (pip shows them with -v) and kept in pspl_cuda/_build.json. Metadata stands in pyproject.toml.
 """
 
 import json
 import os
 import platform
-import re
-import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
+
+from decisions import decide
+from installed_torch import MIN_TORCH, find_torch
 
 ROOT = Path(__file__).parent
-MIN_TORCH = (2, 11)
-# One cubin serves all later minor versions of its major one; the last entry's PTX serves what comes after.
-DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
+TORCH = find_torch()
+if TORCH is not None:
+    from torch.utils import cpp_extension
+
 # Files of the CPU kernel that are compiled for more than the baseline; csrc/cpu/launch.cpp chooses at run time.
 INSTRUCTION_SETS = {
     "csrc/cpu/kernel_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/cpu/kernel_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
+# torch_library.h of the stable ABI: nothing newer than this torch may be used.
+TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
+# The two math flags change no value, but without them g++ leaves some loops scalar.
+CXX = (
+    ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", TARGET]
+    if os.name != "nt"
+    else ["/O2", TARGET]
+)
 
 
-def say(message: str) -> None:
-    print(f"pspl_cuda: {message}", file=sys.stderr, flush=True)
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-try:
-    import torch
-    from torch.utils import cpp_extension
-except ImportError as error:
-    raise SystemExit(
-        f"pspl_cuda needs torch to build, but it can't be imported: {error}. Install torch first."
-    ) from error
+# Without torch, setuptools' own: enough to tell metadata and to pack the sources.
+class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
+    """Decides, compiles the files of INSTRUCTION_SETS with their flags, and writes down what was decided."""
 
-if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < MIN_TORCH:
-    raise SystemExit(
-        f"pspl_cuda needs torch {'.'.join(map(str, MIN_TORCH))} or later, but {torch.__version__} is installed. Upgrade torch."
-    )
+    def run(self):
+        decision = decide(TORCH)
+        cpu, cuda = self.extensions
+        if decision.why_no_cpu is None:
+            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": CXX})
+        else:
+            self._leave_out(cpu)
+        if decision.why_no_cuda is None:
+            os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = decision.toolkit.home
+            self._complete(
+                cuda,
+                cpp_extension.CUDAExtension,
+                extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", TARGET]},
+                include_dirs=decision.toolkit.include_dirs,
+                library_dirs=[self._cudart_folder(decision.toolkit.home)],
+            )
+        else:
+            self._leave_out(cuda)
+        super().run()
+        package = Path(self.get_ext_fullpath(cpu.name)).parent
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_build.json").write_text(json.dumps(decision.record(TORCH), indent=2) + "\n")
 
+    def _complete(self, extension, kind, **arguments):
+        """Give an extension what torch's ``kind`` of it has."""
+        made = kind(extension.name, extension.sources, depends=extension.depends, py_limited_api=True, **arguments)
+        vars(extension).update(vars(made))
 
-def find_toolkit() -> tuple[str | None, str | None]:
-    """Make torch use a complete CUDA toolkit; return (its version, None) or (None, why there is none)."""
-    home = cpp_extension.CUDA_HOME
-    if home is None:
-        return None, "no CUDA toolkit was found: install one and set CUDA_HOME"
-    nvcc = Path(home) / "bin" / "nvcc"
-    try:
-        # A dry run names the toolkit's own folder, which is not where nvcc lies if that is a wrapper or a link.
-        command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
-        dryrun = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        return None, f"{nvcc} does not run: {error}"
-    top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
-    if top and not (Path(home) / "include" / "cuda_runtime_api.h").exists():
-        home = os.path.normpath(top.group(1).strip())
-        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
-    if not (Path(home) / "include" / "cuda_runtime_api.h").exists():
-        return None, f"the CUDA toolkit at {home} has no include/cuda_runtime_api.h: set CUDA_HOME to a complete one"
-    found = re.search(r"release (\d+\.\d+)", version)
-    return (found.group(1), None) if found else (None, f"{nvcc} does not tell its version")
+    def _leave_out(self, extension):
+        self.extensions.remove(extension)
+        # What an earlier build left, here or in the source folder, would be taken for part of this one.
+        Path(self.build_lib, self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+        Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
-
-def why_no_cuda() -> tuple[str | None, str | None]:
-    """(toolkit version, None) if the CUDA kernels can be built, else (None, the reason)."""
-    if torch.version.cuda is None:
-        return None, f"torch {torch.__version__} is not a CUDA build"
-    toolkit, reason = find_toolkit()
-    if toolkit is None:
-        return None, reason
-    if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return None, (
-            f"nvcc is of CUDA {toolkit} and torch of CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
-            "version"
-        )
-    return toolkit, None
-
-
-def decide_cuda() -> dict:
-    switch = os.environ.get("PSPL_CUDA", "auto")
-    if switch not in ("auto", "force", "off"):
-        raise SystemExit(f"PSPL_CUDA is {switch!r}; expected auto, force or off.")
-    toolkit, reason = (None, "PSPL_CUDA=off when it was built") if switch == "off" else why_no_cuda()
-    if reason is None:
-        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-        say(f"CUDA kernels: yes, with nvcc {toolkit} for {architectures}")
-        return {"toolkit": toolkit, "architectures": re.split(r"[; ]+", architectures)}
-    if switch == "force":
-        raise SystemExit(f"PSPL_CUDA=force, but the CUDA kernels can't be built: {reason}.")
-    say(f"CUDA kernels: no, because {reason}")
-    return {"reason": f"{reason}."}
-
-
-class Build(cpp_extension.BuildExtension):
-    """Compiles the files of INSTRUCTION_SETS with their flags, and writes down what was decided."""
+    def _cudart_folder(self, toolkit: str) -> str:
+        """A folder with a libcudart.so to link with: PyPI's package has it only under its full name."""
+        folder = Path(self.build_temp, "cudart").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / "libcudart.so"
+        link.unlink(missing_ok=True)
+        versioned = next(Path(toolkit, "lib").glob("libcudart.so.*"), None)
+        if versioned is not None:
+            link.symlink_to(versioned.absolute())
+        return str(folder)
 
     def build_extension(self, extension):
+        kind = extension.name.rsplit("_", 1)[1].upper()
+        try:
+            self._compile_special(extension)
+            super().build_extension(extension)
+        except Exception as error:
+            raise CompileError(
+                f"pspl_cuda: the {kind} kernels did not compile ({error}); the compiler's own message stands above. If it was "
+                "killed, there was too little memory for so many compilers at once: set MAX_JOBS=1. PSPL_CUDA=off installs "
+                "without the CUDA kernels, PSPL_CPU=off without any."
+            ) from error
+
+    def _compile_special(self, extension):
         special = [source for source in extension.sources if source in INSTRUCTION_SETS]
         extension.sources = [source for source in extension.sources if source not in special]
         for source in special:
@@ -117,49 +127,20 @@ class Build(cpp_extension.BuildExtension):
                 include_dirs=extension.include_dirs,
                 extra_postargs=[*extension.extra_compile_args["cxx"], *flags],
             )
-        super().build_extension(extension)
-
-    def run(self):
-        super().run()
-        package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
-        (package / "_build.json").write_text(json.dumps(BUILD, indent=2) + "\n")
 
 
-def sources(*patterns: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
-
-
-# torch_library.h of the stable ABI: nothing newer than this torch may be used.
-TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-COMMON = {"py_limited_api": True, "depends": sources("csrc/**/*.h", "csrc/**/*.cuh")}
-# The two math flags change no value, but without them g++ leaves some loops scalar.
-CXX = (
-    ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", TARGET]
-    if os.name != "nt"
-    else ["/O2", TARGET]
-)
-
-BUILD = {"torch": torch.__version__, "_cuda": decide_cuda()}
-extensions = [
-    cpp_extension.CppExtension(
-        "pspl_cuda._cpu",
-        sources("csrc/ops_cpu.cpp", "csrc/cpu/*.cpp"),
-        extra_compile_args={"cxx": CXX},
-        **COMMON,
-    )
-]
-if "toolkit" in BUILD["_cuda"]:
-    extensions.append(
-        cpp_extension.CUDAExtension(
-            "pspl_cuda._cuda",
-            sources("csrc/ops_cuda.cpp", "csrc/cuda/*.cu"),
-            extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", TARGET]},
-            **COMMON,
-        )
-    )
+HEADERS = sources("csrc/**/*.h", "csrc/**/*.cuh")
 
 setup(
-    ext_modules=extensions,
+    # Names and sources; Build adds what takes torch to know.
+    ext_modules=[
+        Extension(
+            "pspl_cuda._cpu", sources("csrc/ops_cpu.cpp", "csrc/cpu/*.cpp"), depends=HEADERS, py_limited_api=True
+        ),
+        Extension(
+            "pspl_cuda._cuda", sources("csrc/ops_cuda.cpp", "csrc/cuda/*.cu"), depends=HEADERS, py_limited_api=True
+        ),
+    ],
     cmdclass={"build_ext": Build},
     # Python 3.10's stable ABI: one wheel for all later versions.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,33 +1,51 @@
-"""PEP 517 backend: setuptools, building against the torch that is installed.
+"""PEP 517 backend: setuptools, building against the torch that is installed, and bringing nvcc where there is none.
 
-pip builds in an isolated environment. Naming torch as a build requirement would download a second torch of several gigabytes,
-perhaps of another CUDA version, beside the one in use. This backend lets the build see the installed one instead, and
-asks for torch only where there is none.
+torch is asked for only where none is installed, and NVIDIA's packages of nvcc and its headers only where torch is a CUDA build
+and this machine has no toolkit for it.
 """
 
-import importlib.util
-import sys
-import sysconfig
+import os
+import platform
 
+import compilers
+from decisions import switch
+from installed_torch import REQUIREMENT, Torch, find_torch
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
 
-
-def _find_torch() -> bool:
-    """Make the torch of the environment that pip installs into importable; False if it has none."""
-    for name in ("purelib", "platlib"):
-        path = sysconfig.get_path(name)
-        if path not in sys.path:
-            sys.path.append(path)
-    return importlib.util.find_spec("torch") is not None
+# The parts of a toolkit that compiling a kernel takes; cuda-toolkit holds their versions together, torch's own parts included.
+TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
 
 
-_requires = [] if _find_torch() else ["torch>=2.11"]
+def missing() -> list[str]:
+    """What must be brought into an isolated build."""
+    torch = find_torch()
+    usable = torch is not None and torch.new_enough()
+    return ([] if usable else [REQUIREMENT]) + ([TOOLKIT + _version(torch)] if _needs_toolkit(torch, usable) else [])
+
+
+def _needs_toolkit(torch: Torch | None, usable: bool) -> bool:
+    if switch("PSPL_CUDA") == "off" or switch("PSPL_CPU") == "off" or platform.machine() not in ("x86_64", "aarch64"):
+        return False
+    # Which torch will be brought is not known yet: PyPI's is of CUDA 13 or later, and pins the toolkit's version itself.
+    cuda = torch.cuda if usable else "13"
+    if (
+        cuda is None
+        or not compilers.comes_from_pypi(cuda)
+        or os.environ.get("CUDA_HOME")
+        or os.environ.get("CUDA_PATH")
+    ):
+        return False
+    return compilers.why_no_cxx() is None and compilers.find_toolkit(cuda)[0] is None
+
+
+def _version(torch: Torch | None) -> str:
+    return f"=={torch.cuda}.*" if torch is not None and torch.new_enough() else ""
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *_requires]
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *missing()]
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return [*build_meta.get_requires_for_build_editable(config_settings), *_requires]
+    return [*build_meta.get_requires_for_build_editable(config_settings), *missing()]

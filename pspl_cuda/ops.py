@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import warnings
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,6 +20,8 @@ from .config import BACKENDS, DISTANCES, PADDINGS, REDUCTIONS, Config, check_cho
 
 # Position = number in csrc/pspl_params.h.
 MAP_KINDS = ("loss", "similarity", "attention")
+# Names of csrc/cpu/launch.cpp, for PSPL_CPU_ISA.
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 
 def _find_package() -> Path:
@@ -42,11 +46,34 @@ def _load(library: str) -> str | None:
     files = [*_PACKAGE.glob(f"{library}.*so"), *_PACKAGE.glob(f"{library}.*pyd")]
     if not files:
         return _BUILD.get(library, {}).get("reason") or "it was not built; install the package with pip install ."
+    foreign = _why_foreign(library, _BUILD, torch.__version__, torch.version.cuda, platform.machine())
+    if foreign is not None:
+        return foreign
     try:
         torch.ops.load_library(files[0])
     except OSError as error:
         return f"{files[0].name} does not load under torch {torch.__version__} ({error}); reinstall the package."
     return None
+
+
+def _why_foreign(library: str, build: dict, torch_version: str, torch_cuda: str | None, machine: str) -> str | None:
+    """Why a library cannot belong to this machine and torch, told by the build's record of itself; None if it can."""
+    if build.get("machine", machine) != machine:
+        return f"it was built for {build['machine']}, and this processor is {machine}: reinstall the package here."
+    needed = build.get("needs_torch", "0.0")
+    if _numbers(torch_version) < _numbers(needed):
+        return f"torch {torch_version} is older than {needed}, which the kernels need: upgrade torch."
+    toolkit = build.get("_cuda", {}).get("toolkit") if library == "_cuda" else None
+    if toolkit and torch_cuda is None:
+        return f"it was built for CUDA {toolkit}, and torch {torch_version} is not a CUDA build: install one that is."
+    if toolkit and _numbers(toolkit)[0] != _numbers(torch_cuda)[0]:
+        return f"it was built for CUDA {toolkit}, and torch {torch_version} is of CUDA {torch_cuda}: reinstall the package."
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 14) of "2.14.1+cu130"."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 _PACKAGE = _find_package()
@@ -57,11 +84,56 @@ _why_no_cuda = _load("_cuda") if _why_no_cpu is None else f"the CPU library, whi
 _WHY_NOT = {"cpu": _why_no_cpu, "cuda": _why_no_cuda, "reference": None}
 
 _warned: set[str] = set()
+if os.environ.get("PSPL_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
+    warnings.warn(
+        f"PSPL_CPU_ISA is {os.environ['PSPL_CPU_ISA']!r}; expected one of {', '.join(INSTRUCTION_SETS)}. The best that this "
+        "processor has is used.",
+        stacklevel=2,
+    )
+
+
+def _why_not_on_gpu(architectures: list[str], capability: tuple[int, int]) -> str | None:
+    """Why kernels compiled for ``architectures`` do not run on a GPU of ``capability``; None if they do.
+
+    A cubin ("9.0") runs on its own and later minor versions of its major one, and with a suffix ("9.0a") on its own only; PTX
+    ("9.0+PTX" has both) runs on whatever is not older than it (CUDA C++ Programming Guide, "Application Compatibility").
+    """
+    for architecture in architectures:
+        number, *ptx = architecture.split("+")
+        compiled = _numbers(number)
+        if number[-1].isalpha():
+            runs = compiled == capability
+        else:
+            runs = (compiled[0] == capability[0] and compiled[1] <= capability[1]) or (
+                bool(ptx) and compiled <= capability
+            )
+        if runs:
+            return None
+    built = ", ".join("sm_" + architecture.replace(".", "") for architecture in architectures)
+    major, minor = capability
+    return f"it was built for {built}; this device is sm_{major}{minor}: reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}."
+
+
+# Per GPU, because the answer is wanted at every call.
+_why_not_on: dict[int | None, str | None] = {}
+
+
+def _why_not(device: torch.device) -> str | None:
+    """Why the fused kernel does not run on ``device``, or None."""
+    reason = _WHY_NOT[device.type]
+    # A compiled graph takes the kernel on trust: asking for the GPU would break it. The kernel itself says the same.
+    if reason is not None or device.type != "cuda" or torch.compiler.is_compiling():
+        return reason
+    if device.index not in _why_not_on:
+        architectures = _BUILD.get("_cuda", {}).get("architectures", [])
+        capability = torch.cuda.get_device_capability(device)
+        _why_not_on[device.index] = _why_not_on_gpu(architectures, capability) if architectures else None
+    return _why_not_on[device.index]
 
 
 def _fall_back(device: torch.device) -> str:
     if device.type in ("cpu", "cuda"):
-        reason = f"the {device.type} kernel is not available: {_WHY_NOT[device.type]}"
+        reason = f"the {device.type} kernel is not available: {_why_not(device)}"
     else:
         reason = f"there is no fused kernel for {device.type} tensors"
     if reason not in _warned and not torch.compiler.is_compiling():
@@ -90,7 +162,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     if backend == "auto":
         backend = os.environ.get("PSPL_BACKEND", "auto")
     if backend == "auto":
-        fused = device.type in ("cpu", "cuda") and _WHY_NOT[device.type] is None
+        fused = device.type in ("cpu", "cuda") and _why_not(device) is None
         return device.type if fused else _fall_back(device)
     check_backend(backend)
     if backend != "reference" and device.type != backend:
@@ -98,17 +170,23 @@ def choose_backend(backend: str, device: torch.device) -> str:
             f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
             'Move the images, or pass backend="auto".'
         )
+    if backend != "reference" and _why_not(device) is not None:
+        raise RuntimeError(f"backend is {backend!r}, but that kernel does not run on {device}: {_why_not(device)}")
     return backend
 
 
 def backend_info() -> dict:
     """What is installed, as plain data.
 
-    Keys ``cpu`` and ``cuda``: ``available`` (bool) and ``reason`` (why not, else None); for the CPU also ``instruction_set``
-    (what the kernel chose on this processor), for CUDA ``toolkit`` (nvcc's version) and ``architectures`` (what was compiled,
-    for example ``["8.0", "9.0+PTX"]``). ``torch_built_with`` and ``torch`` are the versions at build time and now.
+    Keys ``cpu`` and ``cuda``: ``available`` (bool; for CUDA on the current GPU, if there is one) and ``reason`` (why not, else
+    None); for the CPU also ``instruction_set`` (what the kernel chose on this processor), for CUDA ``toolkit`` (nvcc's version)
+    and ``architectures`` (what was compiled, for example ``["8.0", "9.0+PTX"]``). ``torch_built_with`` and ``torch`` are the
+    versions at build time and now.
     """
     cuda = _BUILD.get("_cuda", {})
+    reason = _WHY_NOT["cuda"]
+    if reason is None and torch.cuda.is_available():
+        reason = _why_not(torch.device("cuda", torch.cuda.current_device()))
     return {
         "torch": torch.__version__,
         "torch_built_with": _BUILD.get("torch"),
@@ -118,8 +196,8 @@ def backend_info() -> dict:
             "instruction_set": torch.ops.pspl_cuda.cpu_instruction_set() if _WHY_NOT["cpu"] is None else None,
         },
         "cuda": {
-            "available": _WHY_NOT["cuda"] is None,
-            "reason": _WHY_NOT["cuda"],
+            "available": reason is None,
+            "reason": reason,
             "toolkit": cuda.get("toolkit"),
             "architectures": cuda.get("architectures", []),
         },
