@@ -409,16 +409,15 @@ def test_mmagic_foreign_loss_of_that_name(plugin):
 
 def test_mmengine_itself(batch, tmp_path, monkeypatch):
     """Its registry, a training with its runner and an EMA copy, and the resumed one: the count is in the checkpoint."""
-    mmengine = pytest.importorskip("mmengine", reason="mmengine is not installed", exc_type=ImportError)
+    registry = pytest.importorskip("mmengine.registry", reason="mmengine is not installed", exc_type=ImportError)
     # Its 0.10.7 loads its own checkpoints only so (docs/frameworks.md).
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    import mmengine.registry
     from mmengine.model import BaseModel
     from mmengine.runner import Runner
 
     import pspl_cuda.integrations.mmagic  # noqa: F401
 
-    _build_pixel_loss(mmengine.registry, batch)
+    _build_pixel_loss(registry, batch)
 
     class Editor(BaseModel):
         """mmagic's BaseEditModel in short."""
@@ -426,7 +425,7 @@ def test_mmengine_itself(batch, tmp_path, monkeypatch):
         def __init__(self):
             super().__init__()
             self.generator = nn.Conv2d(3, 3, 3, padding=1)
-            self.pixel_loss = mmengine.registry.MODELS.build({"type": "PSPLLoss", "loss_weight": 1.0})
+            self.pixel_loss = registry.MODELS.build({"type": "PSPLLoss", "loss_weight": 1.0})
             self.seen = []
 
         def forward(self, inputs, data_samples=None, mode="tensor"):
@@ -490,7 +489,7 @@ class StubModule(Steps, nn.Module):
 
 
 def test_lightning_stub(plugin):
-    """The trainer's steps, also where the last one of an epoch has fewer micro-batches; resumed; and for a GAN's two optimizers."""
+    """The trainer's steps: also where an epoch's last has fewer micro-batches, when resumed, and for a GAN's two optimizers."""
     module = plugin("lightning", stubs.lightning())
     user = StubModule()
     stubs.LightningTrainer([module.PSPLSchedule()], accumulate_grad_batches=2).fit(user, 2, 3)
