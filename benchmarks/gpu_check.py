@@ -58,6 +58,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def speed_command(seconds_left: float, out: Path) -> list[str]:
+    """The benchmark, measuring for a part of the seconds that are left: checks, compilation and memory take their time too."""
+    seconds = min(100, max(20, (seconds_left - 60) / 2))
+    return [sys.executable, "-m", "benchmarks", "--device", "cuda", "--seconds", f"{seconds:.0f}", "--out", str(out)]
+
+
 class Verdict(NamedTuple):
     """One line of the report."""
 
@@ -187,20 +193,15 @@ class Check:
             self.run(name, command, 90, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
     def speed(self) -> None:
-        script = str(ROOT / "benchmarks" / "loss_speed.py")
-        seconds = max(20.0, self.left() - 60)
-        command = [
-            sys.executable,
-            script,
-            "--device",
-            "cuda",
-            "--seconds",
-            f"{min(seconds, 100):.0f}",
-            "--out",
-            str(self._out),
-        ]
-        if self.run("speed", command, self.left() - 5):
-            self._speed = (self._out / f"{self._stem}.md").read_text()
+        here = {"PYTHONPATH": str(ROOT)}
+        rows = self._out / f"{self._stem}.json"
+        started = time.time()
+        whole = self.run("speed", speed_command(self.left(), self._out), self.left() - 15, here)
+        if whole is None and rows.exists() and rows.stat().st_mtime > started:
+            # Cut: the cases that were finished are in the json.
+            self.run("speed, what there is of it", [sys.executable, "-m", "benchmarks", "--from", str(rows)], 15, here)
+        if rows.exists() and rows.stat().st_mtime > started:
+            self._speed = rows.with_suffix(".md").read_text()
             self.write()
 
 

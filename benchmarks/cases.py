@@ -1,0 +1,99 @@
+"""Which sizes, dtypes and layouts are measured, and on which images."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+PATCHES = (16, 3, 192, 192)
+SIZES = (
+    (1, 3, 64, 64),
+    PATCHES,
+    (16, 3, 256, 256),
+    (4, 3, 512, 512),
+    (8, 3, 1080, 1920),
+    (1, 3, 2160, 3840),
+)
+# float32, contiguous is measured with every implementation; another dtype or layout with these, at these sizes.
+OTHER_KEYS = ("l1", "fused", "reference")
+OTHER_SIZES = (PATCHES, (4, 3, 512, 512), (8, 3, 1080, 1920))
+OTHERS = (
+    ("float32", "channels_last"),
+    ("bfloat16", "contiguous"),
+    ("bfloat16", "channels_last"),
+    ("float16", "contiguous"),
+)
+
+
+class Case(NamedTuple):
+    shape: tuple[int, int, int, int]
+    dtype: str = "float32"
+    layout: str = "contiguous"
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def plain(self) -> bool:
+        """Whether every implementation takes part."""
+        return (self.dtype, self.layout) == ("float32", "contiguous")
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
+
+
+def chosen(
+    quick: bool,
+    sizes: list[tuple[int, ...]] | None = None,
+    dtypes: list[str] | None = None,
+    layouts: list[str] | None = None,
+) -> list[Case]:
+    """A run's cases: each of ``sizes`` in each of ``dtypes`` and ``layouts``; without sizes, a selection of the standard list."""
+    if sizes:
+        return [
+            Case(shape, dtype, layout)
+            for shape in sizes
+            for dtype in dtypes or ["float32"]
+            for layout in layouts or ["contiguous"]
+        ]
+    plain = [Case(shape) for shape in SIZES]
+    others = [Case(shape, *kind) for shape in OTHER_SIZES for kind in OTHERS]
+    if quick:
+        plain = [Case(SIZES[0]), Case(PATCHES)]
+        others = [Case(PATCHES, *kind) for kind in OTHERS[:2]]
+    return [
+        case
+        for case in plain + others
+        if (not dtypes or case.dtype in dtypes) and (not layouts or case.layout in layouts)
+    ]
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """``NxCxHxW`` as four positive integers; ValueError otherwise."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){3}", text):
+        raise ValueError(f"the size is {text!r}; expected NxCxHxW, for example 16x3x192x192.")
+    return tuple(map(int, text.split("x")))
+
+
+def images(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(sr, hr)``: a smooth image with some noise, and a copy with errors as a network makes them, in 0..1; ``sr`` is a leaf."""
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, height, width = case.shape
+    coarse = torch.rand(batch, channels, -(-height // 16), -(-width // 16), generator=generator)
+    hr = F.interpolate(coarse, size=(height, width), mode="bilinear") + 0.02 * torch.randn(
+        case.shape, generator=generator
+    )
+    sr = hr + 0.03 * torch.randn(case.shape, generator=generator)
+    sr, hr = (
+        image.clamp(0, 1).to(device, DTYPES[case.dtype]).contiguous(memory_format=LAYOUTS[case.layout])
+        for image in (sr, hr)
+    )
+    return sr.requires_grad_(), hr

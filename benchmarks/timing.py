@@ -1,0 +1,99 @@
+"""Times of single calls, taken in turns so that noise hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import torch
+
+Call = Callable[[], object]
+
+MIN_ROUNDS = 5
+MAX_ROUNDS = 200
+
+
+class Times(NamedTuple):
+    """Milliseconds of one call after the other: ``warm`` as they come, ``cold`` after the GPU's L2 was overwritten."""
+
+    warm: list[float]
+    cold: list[float]
+
+
+class Summary(NamedTuple):
+    median: float
+    p20: float
+    p80: float
+
+
+def summary(values: list[float]) -> Summary:
+    """Median and percentiles, never outside of what was measured."""
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0])
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return Summary(statistics.median(values), tenths[1], tenths[7])
+
+
+class Clock:
+    """Times one call at a time: on a GPU by events, else by the processor's clock. The GPU part is untried: no GPU has run it."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+            self._flush = torch.empty(max(size, 2**26), dtype=torch.uint8, device=device)
+
+    def milliseconds(self, call: Call) -> float:
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1e3
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def cold_milliseconds(self, call: Call) -> float:
+        """After the L2 was filled with something else."""
+        self._flush.zero_()
+        return self.milliseconds(call)
+
+
+def copy_bytes_per_ms(device: torch.device, clock: Clock) -> float:
+    """Bytes read and written per millisecond by a large copy: the memory floor's speed."""
+    source = torch.empty(2**26 if clock.cuda else 2**24, device=device).normal_()
+    target = torch.empty_like(source)
+    times = [clock.milliseconds(lambda: target.copy_(source)) for _ in range(12)]
+    return 2 * source.numel() * 4 / statistics.median(times[2:])
+
+
+def interleave(
+    calls: dict[Hashable, Call],
+    clock: Clock,
+    seconds: float,
+    times: dict[Hashable, Times],
+    tell: Callable[[int], object] = lambda round_: None,
+) -> None:
+    """Time ``calls`` in rounds for about ``seconds``, each at least MIN_ROUNDS times, adding to ``times``.
+
+    Who interrupts finds in ``times`` what was measured. ``tell`` hears of each round.
+    """
+    first = {key: clock.milliseconds(call) for key, call in calls.items()}
+    # Who is fast gets several turns in a round, since a median of few short times is noise.
+    slowest = max(first.values())
+    turns = {key: max(1, min(8, int(slowest / max(first[key], 1e-3) / 8))) for key in calls}
+    for key in calls:
+        times[key] = Times([], [])
+    end = time.monotonic() + seconds
+    rounds = 0
+    while rounds < MIN_ROUNDS or (time.monotonic() < end and rounds < MAX_ROUNDS):
+        rounds += 1
+        tell(rounds)
+        for key, call in calls.items():
+            times[key].warm.extend(clock.milliseconds(call) for _ in range(turns[key]))
+            if clock.cuda:
+                times[key].cold.extend(clock.cold_milliseconds(call) for _ in range(turns[key]))
