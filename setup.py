@@ -73,7 +73,7 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
                 cpp_extension.CUDAExtension,
                 extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", TARGET]},
                 include_dirs=decision.toolkit.include_dirs,
-                library_dirs=[self._cudart_folder(decision.toolkit.home)],
+                library_dirs=[*decision.toolkit.library_dirs, *self._cudart_folder(decision.toolkit.library_dirs)],
             )
         else:
             self._leave_out(cuda)
@@ -93,16 +93,16 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         Path(self.build_lib, self.get_ext_filename(extension.name)).unlink(missing_ok=True)
         Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
-    def _cudart_folder(self, toolkit: str) -> str:
-        """A folder with a libcudart.so to link with: PyPI's package has it only under its full name."""
+    def _cudart_folder(self, library_dirs: list[str]) -> list[str]:
+        """A folder with the libcudart.so to link with, where the toolkit has it only under its full name, as PyPI's does."""
+        if any(Path(folder, "libcudart.so").exists() for folder in library_dirs):
+            return []
         folder = Path(self.build_temp, "cudart").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        link = folder / "libcudart.so"
-        link.unlink(missing_ok=True)
-        versioned = next(Path(toolkit, "lib").glob("libcudart.so.*"), None)
-        if versioned is not None:
-            link.symlink_to(versioned.absolute())
-        return str(folder)
+        for versioned in [path for folder in library_dirs for path in Path(folder).glob("libcudart.so.*")][:1]:
+            (folder / "libcudart.so").unlink(missing_ok=True)
+            (folder / "libcudart.so").symlink_to(versioned)
+        return [str(folder)]
 
     def build_extension(self, extension):
         kind = extension.name.rsplit("_", 1)[1].upper()

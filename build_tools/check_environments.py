@@ -40,6 +40,7 @@ except RuntimeError as error:
     refused = str(error)
 print(json.dumps({
     "info": pspl_cuda.backend_info(),
+    "torch_cuda": torch.version.cuda,
     "folder": pspl_cuda.__path__[0],
     "version": pspl_cuda.__version__,
     "off": abs(loss / pspl_cuda.reference.pspl_loss(sr, hr, 1.0).item() - 1),
@@ -135,8 +136,7 @@ class Workshop:
 
     def environment(self, torch: str | None, **variables: str) -> Environment:
         """A fresh environment with that version of torch, downloaded once."""
-        if self.options.architectures != "default":
-            variables.setdefault("TORCH_CUDA_ARCH_LIST", self.options.architectures)
+        variables.setdefault("TORCH_CUDA_ARCH_LIST", self.options.architectures)
         if torch is None:
             return Environment(self.path("environment"), variables=variables)
         if torch not in self._taken:
@@ -144,6 +144,10 @@ class Workshop:
             base.pip("install", f"torch=={torch}", "numpy")
             self._taken[torch] = str(base.folder)
         return Environment(self.path("environment"), Path(self._taken[torch]), variables)
+
+    def plain(self) -> Environment:
+        """For what has nothing to do with CUDA."""
+        return self.environment(self.options.cpu_torch, PSPL_CUDA="off")
 
     def sources(self) -> Path:
         """A copy of what git knows of the checkout, as it is now."""
@@ -215,6 +219,10 @@ def cpu(shop: Workshop) -> None:
     environment = shop.environment(shop.options.cpu_torch)
     expect_no_torch_fetched(environment.pip("install", "-v", shop.sources()))
     found = environment.probe()
+    if found["torch_cuda"] is not None:
+        raise Skipped(
+            f"pip found no CPU build of torch {shop.options.cpu_torch}: name an index of them in PIP_EXTRA_INDEX_URL"
+        )
     expect_kernels(found, cuda=False)
     expect("is not a CUDA build" in found["info"]["cuda"]["reason"], "the reason", found)
     expect("Tag: cp310-abi3-linux" in found["tag"], "an abi3 wheel", found["tag"])
@@ -222,10 +230,10 @@ def cpu(shop: Workshop) -> None:
 
 @check
 def cuda_nvcc(shop: Workshop) -> None:
-    """pip install . where torch is a CUDA build, with nvcc and without a GPU."""
+    """pip install . where torch is a CUDA build, with nvcc and without a GPU, for the default list of architectures."""
     if shutil.which("nvcc") is None:
         raise Skipped("there is no nvcc here")
-    environment = shop.environment(shop.options.cuda_torch, PSPL_CUDA="force")
+    environment = shop.environment(shop.options.cuda_torch, PSPL_CUDA="force", TORCH_CUDA_ARCH_LIST="")
     environment.pip("install", "nvidia-cuda-cuobjdump<14")
     log = environment.pip("install", "-v", shop.sources())
     expect_no_torch_fetched(log)
@@ -251,14 +259,14 @@ def no_torch(shop: Workshop) -> None:
     environment = shop.environment(None)
     environment.pip("install", shop.sources())
     found = environment.probe()
-    expect_kernels(found, cuda="+cpu" not in found["info"]["torch"])
+    expect_kernels(found, cuda=found["torch_cuda"] is not None)
     expect(found["info"]["torch"] == found["info"]["torch_built_with"], "one torch", found)
 
 
 @check
 def no_compiler(shop: Workshop) -> None:
     """pip install . without any compiler: a package that works, says what it lacks, and fails where it is ordered not to."""
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     programs = shop.path("programs")
     programs.mkdir()
     compiler = re.compile(r"(.*-)?(c\+\+|g\+\+|gcc|cc|c89|c99|clang|clang\+\+|nvcc)(-[\d.]+)?$")
@@ -285,7 +293,7 @@ def no_compiler(shop: Workshop) -> None:
 @check
 def editable(shop: Workshop) -> None:
     """pip install -e ., and again without kernels, which must not leave the old ones in use."""
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     sources = shop.sources()
     expect_no_torch_fetched(environment.pip("install", "-v", "-e", sources))
     found = environment.probe()
@@ -304,16 +312,16 @@ def uv(shop: Workshop) -> None:
         tools.pip("install", "uv")
         tool = str(tools.folder / "bin" / "uv")
     sources = shop.sources()
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     environment.run(tool, "pip", "install", sources)
     expect_same_torch(environment)
 
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     environment.pip("install", "setuptools>=77", "ninja")
     environment.run(tool, "pip", "install", "--no-build-isolation", sources)
     expect_same_torch(environment)
 
-    inactive = shop.environment(shop.options.cpu_torch)
+    inactive = shop.plain()
     home = shop.path("home")
     home.mkdir()
     (home / ".venv").symlink_to(inactive.folder)
@@ -331,7 +339,7 @@ def expect_same_torch(environment: Environment) -> None:
 @check
 def offline(shop: Workshop) -> None:
     """pip install --no-build-isolation --no-deps . without a network."""
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     environment.pip("install", "setuptools>=77", "ninja")
     environment.pip("install", "--no-build-isolation", "--no-deps", shop.sources(), prefix=namespace("net"))
     expect_kernels(environment.probe(), cuda=False)
@@ -340,7 +348,7 @@ def offline(shop: Workshop) -> None:
 @check
 def sdist(shop: Workshop) -> None:
     """python -m build makes a source distribution and a wheel out of it; the former installs too."""
-    environment = shop.environment(shop.options.cpu_torch)
+    environment = shop.plain()
     environment.pip("install", "build")
     out = shop.path("dist")
     log = environment.run(environment.python, "-m", "build", "--outdir", out, shop.sources())
@@ -373,9 +381,8 @@ def wheel_on_other_torches(shop: Workshop) -> None:
         environment = shop.environment(version)
         environment.pip("install", "--no-deps", wheel)
         found = environment.probe()
-        is_cpu = found["info"]["torch"].endswith("+cpu")
-        expect_kernels(found, cuda=not is_cpu)
-        if is_cpu:
+        expect_kernels(found, cuda=found["torch_cuda"] is not None)
+        if found["torch_cuda"] is None:
             expect("is not a CUDA build: install one that is" in found["info"]["cuda"]["reason"], "the reason", found)
         else:
             environment.check_cuda()
@@ -396,7 +403,7 @@ def main() -> int:
         "--other-torches", default="2.11.0,2.13.0", help="versions for the wheel (default: %(default)s)"
     )
     parser.add_argument(
-        "--architectures", default="9.0", help='TORCH_CUDA_ARCH_LIST, or "default" (default: %(default)s)'
+        "--architectures", default="9.0", help="what all but cuda-nvcc compile for (default: %(default)s)"
     )
     parser.add_argument(
         "--take",

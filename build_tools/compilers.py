@@ -38,6 +38,7 @@ class Toolkit(NamedTuple):
     version: str  # nvcc's: "13.0"
     architectures: list[str]  # that it compiles for: ["7.5", ...]
     include_dirs: list[str]
+    library_dirs: list[str]
 
 
 def cxx_compiler() -> list[str]:
@@ -126,8 +127,9 @@ def _examine(home: Path, cuda: str, is_order: bool) -> tuple[Toolkit | None, str
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
     if top and not (home / "include" / "cuda_runtime_api.h").exists():
         home = Path(os.path.normpath(top.group(1).strip()))
-    listed = re.search(r"^#\$ INCLUDES=(.+)$", dryrun, re.MULTILINE)
-    include_dirs = [os.path.normpath(found) for found in re.findall(r'-I([^"\s]+)', listed.group(1) if listed else "")]
+    include_dirs = _folders(dryrun, "INCLUDES", "-I")
+    # PyPI's nvcc names lib64, but its libraries are in lib.
+    library_dirs = [*_folders(dryrun, "LIBRARIES", "-L"), str(home / "lib")]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "trial.cu"
         source.write_text(CUDA_TRIAL)
@@ -139,7 +141,14 @@ def _examine(home: Path, cuda: str, is_order: bool) -> tuple[Toolkit | None, str
             f"supports, or CUDA_HOME to another CUDA {major} toolkit, and reinstall"
         )
     numbers = re.findall(r"sm_(\d+)(\d)\b", codes)
-    return Toolkit(str(home), version.group(1), [f"{tens}.{ones}" for tens, ones in numbers], include_dirs), None
+    architectures = [f"{tens}.{ones}" for tens, ones in numbers]
+    return Toolkit(str(home), version.group(1), architectures, include_dirs, library_dirs), None
+
+
+def _folders(dryrun: str, variable: str, flag: str) -> list[str]:
+    """The folders that a dry run's variable names: INCLUDES="-I/usr/local/cuda/bin/../include"."""
+    told = re.search(rf"^#\$ {variable}=(.+)$", dryrun, re.MULTILINE)
+    return [os.path.normpath(found) for found in re.findall(rf'{flag}([^"\s]+)', told.group(1) if told else "")]
 
 
 def _run(command: list[str], folder: str) -> str | None:

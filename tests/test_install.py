@@ -1,5 +1,6 @@
 """What the build decides, and what the package says of it."""
 
+import ast
 import importlib
 import json
 import os
@@ -77,7 +78,8 @@ def fake_torch(build_tools, version="2.14.1+cu130", cuda="13.0", hip=None):
 def fake_toolkit(home: Path, version="13.0", compiles="exit 0", header=True) -> Path:
     """A CUDA toolkit as the build sees it: an nvcc that answers its questions, and a header."""
     answers = f"""case "$*" in
-*--dryrun*) echo '#$ TOP={home}/bin/..' >&2; echo '#$ INCLUDES="-I{home}/bin/../include"  ' >&2 ;;
+*--dryrun*) echo '#$ TOP={home}/bin/..' >&2; echo '#$ INCLUDES="-I{home}/bin/../include"  ' >&2
+  echo '#$ LIBRARIES=  "-L{home}/bin/..//lib64"' >&2 ;;
 *--version*) echo 'Cuda compilation tools, release {version}, V{version}.88' ;;
 *--list-gpu-code*) printf 'sm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_100\\nsm_120\\n' ;;
 *) {compiles} ;;
@@ -238,6 +240,7 @@ def test_toolkit_of_the_path_is_taken(build_tools, tmp_path, monkeypatch):
     toolkit, reason = build_tools.compilers.find_toolkit("13.0")
     assert reason is None
     assert (toolkit.home, toolkit.version, toolkit.include_dirs) == (str(home), "13.0", [str(home / "include")])
+    assert toolkit.library_dirs == [str(home / "lib64"), str(home / "lib")]
     assert toolkit.architectures == ["7.5", "8.0", "8.6", "9.0", "10.0", "12.0"]
 
 
@@ -321,7 +324,7 @@ def test_this_cxx_compiler_passes_its_trial(build_tools):
 def test_architectures(ordered, known, expected, build_tools, monkeypatch):
     if ordered:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ordered)
-    toolkit = build_tools.compilers.Toolkit("cuda", "13.0", known.split(), [])
+    toolkit = build_tools.compilers.Toolkit("cuda", "13.0", known.split(), [], [])
     assert build_tools.decisions.choose_architectures(toolkit) == (expected, None)
 
 
@@ -335,7 +338,7 @@ def test_architectures(ordered, known, expected, build_tools, monkeypatch):
 )
 def test_architectures_that_cannot_be(ordered, message, build_tools, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ordered)
-    toolkit = build_tools.compilers.Toolkit("cuda", "13.0", ["7.5", "9.0"], [])
+    toolkit = build_tools.compilers.Toolkit("cuda", "13.0", ["7.5", "9.0"], [], [])
     architectures, reason = build_tools.decisions.choose_architectures(toolkit)
     assert architectures == []
     assert message in reason
@@ -612,3 +615,52 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     path, available = result.stdout.split()
     assert Path(path).parent == copy
     assert available == "True"
+
+
+PLACEHOLDER = "\0"
+
+
+def literals(path: Path) -> list[tuple[ast.AST, str]]:
+    """Every string of a Python file, with PLACEHOLDER for what an f-string fills in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER for part in node.values)
+            found.append((node, "".join(parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append((node, node.value))
+    return found
+
+
+SAYING = ["setup.py", "build_tools/compilers.py", "build_tools/decisions.py", "pspl_cuda/ops.py"]
+
+
+@NEEDS_SOURCES
+def test_troubleshooting_quotes_what_the_code_says():
+    said = [text for name in SAYING for _, text in literals(ROOT / name)]
+    said += [re.sub(r'"\s*\n\s*"', "", path.read_text()) for path in (ROOT / "csrc").glob("ops_*.cpp")]
+    quoted = re.findall(r"^> (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 30
+    for message in quoted:
+        for fragment in filter(None, (part.strip() for part in message.split("..."))):
+            # Brackets and the like around a placeholder say nothing.
+            assert len(fragment) < 4 or any(fragment in text for text in said), f"{fragment!r} of {message!r}"
+
+
+@NEEDS_SOURCES
+def test_troubleshooting_knows_every_message():
+    """What is raised, warned of, returned as a reason (a tuple ending in it), or shouted."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for name in SAYING:
+        tree = ast.parse((ROOT / name).read_text())
+        roots: list[ast.AST] = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+        roots += [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
+        roots += [
+            node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+        ]
+        within = {id(child) for root in roots for child in ast.walk(root)}
+        for node, text in literals(ROOT / name):
+            # A sentence has several words; its longest piece between placeholders stands for it.
+            piece = max(text.split(PLACEHOLDER), key=len).strip(" ,:;()'")
+            if id(node) in within and len(text.split()) > 4:
+                assert piece in page, f"{name}:{node.lineno}: {piece!r}"
