@@ -494,6 +494,7 @@ def test_lightning_stub(plugin):
     user = StubModule()
     stubs.LightningTrainer([module.PSPLSchedule()], accumulate_grad_batches=2).fit(user, 2, 3)
     assert user.seen == [1, 1, 2, 3, 3, 4]
+    assert user.validated == [2, 4]
     user = StubModule()
     stubs.LightningTrainer([module.PSPLSchedule()], global_step=100).fit(user, 1, 2)
     assert user.seen == [101, 102]
