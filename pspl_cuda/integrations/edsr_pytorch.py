@@ -1,4 +1,4 @@
-"""EDSR-PyTorch and what descends from it (RCAN, MDSR, the authors' PSPL): ``--loss 1*PSPL``, with one branch in ``src/loss``."""
+"""EDSR-PyTorch and copies of its ``src/loss`` (RCAN): ``--loss 1*PSPL``, with one branch there."""
 
 from __future__ import annotations
 
