@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from . import ops
 from .config import Config
@@ -35,10 +36,19 @@ def attention(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> T
 
 def loss(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config, with_stats: bool) -> tuple[Tensor, Tensor]:
     """The loss (0-dim, or per pixel for reduction "none") and the statistics ([4], or empty) by the fused kernel."""
+    if not torch.compiler.is_compiling() and (_is_dual(sr) or _is_dual(hr)):
+        raise RuntimeError(
+            'the fused loss has no forward-mode derivative (torch.func.jvp, dual tensors); expected backend="reference".'
+        )
     if torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad):
         return _Loss.apply(sr, hr, step, config, with_stats)
     value, _, stats = _forward(sr, hr, step, config, False, with_stats)
     return value, stats
+
+
+def _is_dual(image: Tensor) -> bool:
+    # Torch would take the operator for a constant, and give a derivative of zero.
+    return unpack_dual(image).tangent is not None
 
 
 def _forward(sr, hr, step, config, with_residual, with_stats):

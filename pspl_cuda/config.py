@@ -24,6 +24,9 @@ BACKENDS = ("auto", "cuda", "cpu", "reference")
 # kMaxRadius of csrc/pspl_params.h, as a window.
 MAX_WINDOW_SIZE = 511
 
+# Of what is counted: far more than any training makes, and exact in float64.
+MOST_CALLS = 2**53
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -55,6 +58,19 @@ class Config(NamedTuple):
         return (self.k2 * self.data_range) ** 2
 
 
+def _shown(value: object) -> str:
+    # Python refuses to print integers of thousands of digits, with an error of its own.
+    huge = isinstance(value, int) and value.bit_length() > 64
+    return f"an integer of {value.bit_length()} bits" if huge else repr(value)
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond float64
+        return math.inf if value > 0 else -math.inf
+
+
 def check_scalar(name: str, value: object, *, above: float | None = None, least: float | None = None) -> float:
     """Return ``value`` as a float if it is a finite number above ``above`` and of at least ``least``; raise otherwise."""
     expected = "a finite number"
@@ -64,18 +80,28 @@ def check_scalar(name: str, value: object, *, above: float | None = None, least:
         expected += f" of at least {least:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
-    ok = math.isfinite(value) and (above is None or value > above) and (least is None or value >= least)
+    number = _as_float(value)
+    ok = math.isfinite(number) and (above is None or number > above) and (least is None or number >= least)
     if not ok:
-        raise ValueError(f"{name} is {value!r}; expected {expected}.")
-    return float(value)
+        raise ValueError(f"{name} is {_shown(value)}; expected {expected}.")
+    return number
 
 
-def check_count(name: str, value: object, *, least: int) -> int:
-    """Return ``value`` if it is an integer of at least ``least``; raise otherwise."""
+def check_count(name: str, value: object, *, least: int, most: int = MOST_CALLS) -> int:
+    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer of at least {least}.")
     if value < least:
-        raise ValueError(f"{name} is {value}; expected an integer of at least {least}.")
+        raise ValueError(f"{name} is {_shown(value)}; expected an integer of at least {least}.")
+    if value > most:
+        raise ValueError(f"{name} is {_shown(value)}; expected an integer from {least} to {most}.")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False; raise otherwise."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected True or False.")
     return value
 
 
@@ -114,7 +140,7 @@ def _check_config(
     if isinstance(window_size, bool) or not isinstance(window_size, int):
         raise TypeError(f"window_size is of type {type(window_size).__name__}; expected an odd integer.")
     if not (1 <= window_size <= MAX_WINDOW_SIZE and window_size % 2 == 1):
-        raise ValueError(f"window_size is {window_size}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
+        raise ValueError(f"window_size is {_shown(window_size)}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
     config = Config(
         alpha=check_scalar("alpha", alpha, least=0),
         beta=check_scalar("beta", beta, least=0),
@@ -156,6 +182,8 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
             raise TypeError(
                 f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
             )
+        if image.is_nested:
+            raise TypeError(f"{name} is a nested tensor; expected images of one size. Pass them one by one.")
         if image.dtype not in DTYPES:
             raise TypeError(
                 f"{name} has dtype {image.dtype}; expected float32, float16, bfloat16 or float64. "
@@ -187,8 +215,10 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     if isinstance(step, Tensor):
         if step.dim() != 0:
             raise ValueError(f"step is a tensor of shape {tuple(step.shape)}; expected a number or a 0-dim tensor.")
-        if step.dtype == torch.bool or step.is_complex():
+        if step.dtype == torch.bool or step.is_complex() or step.is_quantized:
             raise TypeError(f"step has dtype {step.dtype}; expected a real number.")
+        if step.layout != torch.strided:
+            raise TypeError(f"step has layout {step.layout}; expected a dense tensor. Call step.to_dense() first.")
         if step.requires_grad:
             raise ValueError("step requires a gradient, but the loss has none by it; expected step.detach().")
         if step.device != device and step.device.type != "cpu":
@@ -199,8 +229,8 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     if isinstance(step, bool) or not isinstance(step, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"step is of type {type(step).__name__}; expected a number or a 0-dim tensor.")
     if not step >= 0:
-        raise ValueError(f"step is {step!r}; expected a number of at least 0.")
+        raise ValueError(f"step is {_shown(step)}; expected a number of at least 0.")
     if torch.compiler.is_compiling():
         # An operator's float argument is a constant of the compiled graph: each new step would compile again.
         return torch.ones((), dtype=torch.float64, device=device) * step
-    return float(step)
+    return _as_float(step)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, reference
-from .config import check_config, check_images, check_step
+from .config import check_config, check_flag, check_images, check_step
 from .ops import choose_backend
 from .stats import PSPLStats
 
@@ -70,13 +70,14 @@ def pspl_loss(
     Raises:
         TypeError: an argument of the wrong type, or images that are not floating point.
         ValueError: shapes that differ, an empty batch, a keyword out of range.
-        RuntimeError: an explicit ``backend`` that is not built.
+        RuntimeError: an explicit ``backend`` that is not built; forward-mode differentiation, which only the reference has.
     """
     config = check_config(
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
     )
     check_images(sr, hr)
     step = check_step(step, sr.device)
+    check_flag("return_stats", return_stats)
     if choose_backend(backend, sr.device) == "reference":
         return reference.pspl_loss(sr, hr, step, **config._asdict(), return_stats=return_stats)
     loss, stats = autograd.loss(sr, hr, step, config, return_stats)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .config import check_config, check_count, check_scalar
+from .config import MOST_CALLS, check_config, check_count, check_flag, check_scalar
 from .functional import pspl_loss
 from .ops import check_backend
 from .stats import PSPLStats
@@ -71,7 +71,7 @@ class PSPLLoss(nn.Module):
         )
         check_backend(backend)
         self.backend = backend
-        self.return_stats = return_stats
+        self.return_stats = check_flag("return_stats", return_stats)
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
         self.calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
@@ -84,7 +84,8 @@ class PSPLLoss(nn.Module):
 
     @iteration.setter
     def iteration(self, value: int) -> None:
-        self._set_calls(check_count("iteration", value, least=0) * self.calls_per_iteration)
+        most = MOST_CALLS // self.calls_per_iteration
+        self._set_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
 
     def _set_calls(self, calls: int) -> None:
         # A tensor, although a plain integer would do in eager mode: torch.compile takes a module's integers for constants, and

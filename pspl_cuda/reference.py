@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .config import Config, check_config, check_images, check_step
+from .config import Config, check_config, check_flag, check_images, check_step
 from .stats import PSPLStats
 
 __all__ = ["attention_map", "pspl_loss", "similarity_map"]
@@ -69,6 +69,7 @@ def pspl_loss(
     )
     check_images(sr, hr)
     step = check_step(step, sr.device)
+    check_flag("return_stats", return_stats)
 
     with torch.no_grad():
         similarity = _similarity(sr, hr, config)
@@ -192,7 +193,8 @@ def _similarity(sr, hr, config):
     # with (S, D) their means, 2 mu_s mu_h = (S^2 - D^2) / 2 and mu_s^2 + mu_h^2 = (S^2 + D^2) / 2; likewise the
     # covariance and the variances of the images from the variances of their sum and difference.
     dtype = torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
-    sr, hr = sr.to(dtype), hr.to(dtype)
+    # The map is a constant; no_grad alone does not stop forward-mode differentiation.
+    sr, hr = sr.detach().to(dtype), hr.detach().to(dtype)
     mean, variance = _mean_and_variance(torch.stack((sr + hr, sr - hr)), config)
     mean_sum, mean_difference = mean
     variance_sum, variance_difference = variance

@@ -18,6 +18,25 @@ def image(*shape, dtype=torch.float32):
     return torch.zeros(shape or (1, 3, 8, 8), dtype=dtype)
 
 
+def quietly(make, *args, **kwargs):
+    """Without the warning that the kind of tensor is deprecated, or in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*args, **kwargs)
+
+
+def quantized(tensor):
+    return quietly(torch.quantize_per_tensor, tensor, 0.1, 0, torch.quint8)
+
+
+def nested(layout):
+    return quietly(torch.nested.nested_tensor, [image(3, 8, 8), image(3, 8, 8)], layout=layout)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
 BAD_IMAGES = {
     "shapes differ": (image(2, 3, 8, 8), image(1, 3, 8, 8), ValueError, ["sr", "hr", "(2, 3, 8, 8)", "(1, 3, 8, 8)"]),
     "dims differ": (image(1, 3, 8, 8), image(3, 8, 8), ValueError, ["sr", "hr", "(1, 3, 8, 8)", "(3, 8, 8)"]),
@@ -33,6 +52,16 @@ BAD_IMAGES = {
     "complex": (image(dtype=torch.complex64), image(), TypeError, ["sr", "torch.complex64", "float32"]),
     "float8": (image(dtype=torch.float8_e4m3fn), image(), TypeError, ["sr", "torch.float8_e4m3fn", "float32"]),
     "sparse": (image().to_sparse(), image(), TypeError, ["sr", "torch.sparse_coo", "dense", "sr.to_dense()"]),
+    "sparse rows": (
+        image(),
+        quietly(image(8, 8).to_sparse_csr),
+        TypeError,
+        ["hr", "torch.sparse_csr", "hr.to_dense()"],
+    ),
+    "mkldnn": (image().to_mkldnn(), image(), TypeError, ["sr", "torch._mkldnn", "dense", "sr.to_dense()"]),
+    "quantized": (quantized(image()), image(), TypeError, ["sr", "torch.quint8", "float32"]),
+    "nested": (nested(torch.strided), image(2, 3, 8, 8), TypeError, ["sr", "nested", "one size"]),
+    "jagged": (image(2, 3, 8, 8), nested(torch.jagged), TypeError, ["hr", "nested", "one size"]),
     "numpy": (image(), image().numpy(), TypeError, ["hr", "ndarray", "torch.Tensor", "[..., C, H, W]"]),
     "list": ([[0.0]], image(), TypeError, ["sr", "list", "torch.Tensor"]),
     "None": (None, image(), TypeError, ["sr", "NoneType", "torch.Tensor"]),
@@ -47,10 +76,14 @@ BAD_STEPS = {
     "bool": (True, TypeError, ["bool", "number", "0-dim tensor"]),
     "str": ("1", TypeError, ["str", "number"]),
     "None": (None, TypeError, ["NoneType", "number"]),
+    "beyond float64": (-(10**400), ValueError, ["an integer of 1329 bits", "at least 0"]),
+    "beyond printing": (-(10**5000), ValueError, ["an integer of 16610 bits", "at least 0"]),
     "one element": (torch.ones(1), ValueError, ["(1,)", "0-dim tensor"]),
     "map": (torch.ones(1, 3, 8, 8), ValueError, ["(1, 3, 8, 8)", "0-dim tensor"]),
     "bool tensor": (torch.tensor(True), TypeError, ["torch.bool", "real number"]),
     "complex tensor": (torch.tensor(1j), TypeError, ["torch.complex64", "real number"]),
+    "quantized tensor": (quantized(torch.tensor(1.0)), TypeError, ["torch.quint8", "real number"]),
+    "sparse tensor": (torch.tensor(1.0).to_sparse(), TypeError, ["torch.sparse_coo", "step.to_dense()"]),
     "requires grad": (torch.tensor(1.0, requires_grad=True), ValueError, ["gradient", "step.detach()"]),
     "on another device": (torch.tensor(1.0, device="meta"), ValueError, ["meta", "images' device"]),
 }
@@ -70,10 +103,13 @@ BAD_KEYWORDS = [
     *((name, -1.5, ValueError, ["-1.5", "above 0"]) for name in POSITIVE),
     *((name, -1.5, ValueError, ["-1.5", "at least 0"]) for name in NOT_NEGATIVE),
     *((name, bad, ValueError, [str(bad), "finite"]) for name in NUMBERS for bad in NOT_FINITE),
+    *((name, 10**400, ValueError, ["an integer of 1329 bits", "finite"]) for name in NUMBERS),
+    *((name, -(10**5000), ValueError, ["an integer of 16610 bits", "finite"]) for name in NUMBERS),
     *((name, "1", TypeError, ["str", "finite number"]) for name in NUMBERS),
     *((name, True, TypeError, ["bool", "finite number"]) for name in NUMBERS),
     *((name, None, TypeError, ["NoneType", "finite number"]) for name in NUMBERS),
     *(("window_size", size, ValueError, [str(size), "odd", "511"]) for size in (0, -3, 2, 10, 513)),
+    ("window_size", 10**5000 + 1, ValueError, ["an integer of 16610 bits", "odd", "511"]),
     *(("window_size", size, TypeError, [type(size).__name__, "odd integer"]) for size in (11.0, "11", True, None)),
     *((name, "L1", ValueError, ["'L1'", *choices]) for name, choices in CHOICES.items()),
     *((name, "", ValueError, ["''", *choices]) for name, choices in CHOICES.items()),
@@ -93,6 +129,10 @@ MAP_KEYWORDS = {
         *("data_range", "window_size", "sigma", "k1", "k2", "padding"),
     },
 }
+
+
+def shown(value):
+    return "huge" if isinstance(value, int) and value.bit_length() > 64 else str(value)
 
 
 def refused(kind, fragments, function, *args, **kwargs):
@@ -135,7 +175,7 @@ def test_step(backend, case):
     assert len(sentences) == 1
 
 
-@pytest.mark.parametrize(("name", "value", "kind", "fragments"), BAD_KEYWORDS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("name", "value", "kind", "fragments"), BAD_KEYWORDS, ids=lambda value: shown(value)[:30])
 def test_keywords(backend, name, value, kind, fragments):
     x = image().to(backend.device)
     sentences = {refused(kind, [name, *fragments], backend.pspl_loss, x, x, 1.0, **{name: value})}
@@ -145,6 +185,84 @@ def test_keywords(backend, name, value, kind, fragments):
         sentences.add(refused(kind, fragments, backend.attention_map, x, x, 1.0, **{name: value}))
     sentences.add(refused(kind, fragments, PSPLLoss, **{name: value}))
     assert len(sentences) == 1
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None, torch.tensor(True)], ids=str)
+def test_return_stats(backend, value):
+    """Neither taken for True nor left to the operator's own words."""
+    x = image().to(backend.device)
+    fragments = ["return_stats", type(value).__name__, "True or False"]
+    sentences = {
+        refused(TypeError, fragments, backend.pspl_loss, x, x, 1.0, return_stats=value),
+        refused(TypeError, fragments, reference.pspl_loss, x, x, 1.0, return_stats=value),
+        refused(TypeError, fragments, PSPLLoss, return_stats=value),
+    }
+    assert len(sentences) == 1
+
+
+@pytest.mark.parametrize("name", ["start_iteration", "calls_per_iteration"])
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63, 10**5000], ids=["2^53", "2^63", "10^5000"])
+def test_counts_too_large_to_count_on(name, value):
+    """They are kept in 64 bits, and made a step of in float64."""
+    refused(ValueError, ["expected an integer from", "9007199254740992"], PSPLLoss, **{name: value})
+
+
+def test_iterations_times_calls_are_counted_too():
+    refused(ValueError, ["iteration", "from 0 to 8192"], PSPLLoss, start_iteration=8193, calls_per_iteration=2**40)
+    assert PSPLLoss(start_iteration=8192, calls_per_iteration=2**40).iteration == 8192
+
+
+def test_a_huge_step_is_infinity(backend):
+    """No schedule asks for it, but it is a number of at least 0."""
+    x, y = image().to(backend.device), image().to(backend.device) + 0.5
+    assert torch.equal(backend.pspl_loss(x, y, 10**400), backend.pspl_loss(x, y, math.inf))
+
+
+def test_forward_mode_is_refused_by_the_kernels(fused):
+    """torch takes an operator without a formula for a constant: the derivative would be 0, silently."""
+    x, y = torch.rand(1, 1, 8, 8, device=fused.device), torch.rand(1, 1, 8, 8, device=fused.device)
+    fragments = ["forward-mode", "reference"]
+    refused(RuntimeError, fragments, torch.func.jvp, lambda sr: fused.pspl_loss(sr, y, 1.0), (x,), (y,))
+    refused(RuntimeError, fragments, torch.func.jvp, lambda hr: fused.pspl_loss(x, hr, 1.0), (y,), (x,))
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaf, y)
+        refused(RuntimeError, fragments, fused.pspl_loss, dual, y, 1.0)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
+def test_forward_mode_of_the_reference_is_its_gradient(distance):
+    """The attention map is a constant to forward mode as well, which no_grad does not stop."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, along = torch.rand(3, 1, 1, 8, 9, dtype=torch.float64, generator=generator)
+
+    def loss(sr):
+        return pspl_cuda.pspl_loss(sr, y, 1.0, distance=distance, backend="reference")
+
+    _, slope = torch.func.jvp(loss, (x,), (along,))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    assert slope.item() == pytest.approx((gradient * along).sum().item(), rel=1e-12)
+
+
+LOOKS_ODD = {
+    "a lazily negated view": lambda x: torch.complex(x, -x).conj().imag,
+    "a subclass": lambda x: x.clone().as_subclass(Subclass),
+    "a parameter": lambda x: torch.nn.Parameter(x.clone()),
+    "efficient zeros": lambda x: torch._efficientzerotensor(x.shape, device=x.device),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS_ODD)
+def test_odd_tensors_are_tensors(backend, kind):
+    """What torch only promises to compute has to be computed before a kernel reads memory."""
+    if backend.name == "emulated":
+        pytest.skip("torch's dispatcher computes it, and the emulation has none")
+    x, y = torch.rand(1, 2, 9, 9, device=backend.device), torch.rand(1, 2, 9, 9, device=backend.device)
+    odd = LOOKS_ODD[kind](x)
+    plain = torch.zeros_like(x) if kind == "efficient zeros" else x
+    assert backend.pspl_loss(odd, y, 1.0).item() == backend.pspl_loss(plain, y, 1.0).item()
+    assert backend.pspl_loss(y, odd, 1.0).item() == backend.pspl_loss(y, plain, 1.0).item()
 
 
 def test_bad_keyword_is_refused_every_time(backend):

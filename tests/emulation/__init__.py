@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pspl_cuda import ops
-from pspl_cuda.config import REDUCTIONS, check_config, check_images, check_step
+from pspl_cuda.config import REDUCTIONS, check_config, check_flag, check_images, check_step
 from pspl_cuda.stats import PSPLStats
 
 from . import build
@@ -188,7 +188,8 @@ def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
     """pspl_cuda.pspl_loss by the emulated kernels."""
     config = check_config(**keywords)
     check_images(sr, hr)
-    loss, stats = _autograd.loss(sr, hr, check_step(step, sr.device), config, return_stats)
+    step = check_step(step, sr.device)
+    loss, stats = _autograd.loss(sr, hr, step, config, check_flag("return_stats", return_stats))
     return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss
 
 
