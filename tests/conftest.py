@@ -12,8 +12,36 @@ import backends
 os.environ.pop("PSPL_BACKEND", None)
 
 
+def _choose_hypothesis_profile():
+    """What hypothesis draws is the same at every run, so that a failure is about the change at hand.
+
+    HYPOTHESIS_PROFILE=thorough looks for what nobody has found yet: twenty times as many examples, other ones each time.
+    """
+    try:
+        from hypothesis import HealthCheck, settings
+    except ImportError:  # the check on a GPU machine runs what it can
+        return
+    common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+    settings.register_profile("default", max_examples=25, derandomize=True, database=None, **common)
+    settings.register_profile("thorough", max_examples=500, print_blob=True, **common)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+_choose_hypothesis_profile()
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "heavy: too slow for the emulated kernels")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What is marked large runs only for who asks for it with -m."""
+    if "large" in config.option.markexpr:
+        return
+    skip = pytest.mark.skip(reason="needs many gigabytes of memory: run with -m large")
+    for item in items:
+        if item.get_closest_marker("large"):
+            item.add_marker(skip)
 
 
 def pytest_report_header(config):
