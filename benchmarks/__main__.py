@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--layouts", choices=LAYOUTS, nargs="+", help="only these (with --sizes: each of these)")
     options.add_argument("--impl", choices=KEYS, nargs="+", help="only these; for every dtype and layout")
     options.add_argument("--seconds", type=float, help="of timing in all, about (default: 20 per case, quick: 6)")
+    options.add_argument(
+        "--limit", type=float, default=2.0, help="skip who takes longer for one call, in seconds (default: %(default)s)"
+    )
     options.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     options.add_argument(
         "--from",
@@ -82,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The price to beat is always there: every ratio needs it.
     keys = tuple(dict.fromkeys(("l1", *options.impl))) if options.impl else None
 
-    run = Run(device, path, seconds / len(cases), keys)
+    run = Run(device, path, seconds / len(cases), options.limit, keys)
     try:
         rows = run.measure(cases, with_memory=not options.no_memory)
     except KeyboardInterrupt:

@@ -22,9 +22,7 @@ from .progress import bar
 
 # Forward reads two images and writes the residual, backward reads it and writes the gradient.
 FLOOR_BYTES = {"forward": 12, "forward_backward": 20}
-# On a CPU, one call of more than this is not waited for, again and again. Sizes from LARGE elements on foretell larger ones;
-# below, overheads count.
-LIMIT_SECONDS = 2.0
+# Sizes from this many elements on foretell the times of larger ones; below, overheads count.
 LARGE = 10**6
 FEWEST_SAMPLES = 3
 PHASES = ("forward", "forward_backward")
@@ -57,16 +55,19 @@ class Machine(NamedTuple):
 
 
 class Run:
-    """Measures ``cases`` on ``device`` within about ``seconds`` of timing.
+    """Measures ``cases`` on ``device``, with about ``seconds`` of timing per case.
 
-    Rows go to ``path`` after each case, and on an interrupt: ``rows`` and the file are always alike.
+    Who takes more than ``limit`` seconds for one call is not waited for again and again, but skipped. Rows go to ``path`` after
+    each case, and on an interrupt: ``rows`` and the file are always alike.
     """
 
-    def __init__(self, device: torch.device, path: Path, seconds: float, keys: tuple[str, ...] | None = None):
+    def __init__(
+        self, device: torch.device, path: Path, seconds: float, limit: float, keys: tuple[str, ...] | None = None
+    ):
         self.rows: list[dict] = []
         self.wrong_ours: list[str] = []
         """What of this package was found incorrect."""
-        self._device, self._path, self._seconds, self._keys = device, path, seconds, keys
+        self._device, self._path, self._seconds, self._limit, self._keys = device, path, seconds, limit, keys
         self._clock = timing.Clock(device)
         self._nanoseconds: dict[str, float] = {}  # per element, of one call at the last size
 
@@ -147,9 +148,9 @@ class Run:
     def _check(self, each: Implementation, case: Case, sr, hr, oracle: check.Oracle) -> check.Errors | None:
         """The errors of an implementation that is correct and fast enough to be timed; for others a row says why not."""
         expected = self._nanoseconds.get(each.name, 0) * case.numel / 1e9
-        slow = "one call takes {} {:.1f} s; on a CPU, {:g} s are waited for"
-        if self._device.type == "cpu" and expected > LIMIT_SECONDS:
-            self._skip(each.name, case, slow.format("about", expected, LIMIT_SECONDS))
+        slow = "one call takes {} {:.1f} s; --limit is {:g} s"
+        if expected > self._limit:
+            self._skip(each.name, case, slow.format("about", expected, self._limit))
             return None
         try:
             found = check.errors(each, sr, hr, oracle)
@@ -168,8 +169,8 @@ class Run:
             if each.ours:
                 self.wrong_ours.append(f"{each.name}, {case}: {refusal}")
             return None
-        if self._device.type == "cpu" and took > LIMIT_SECONDS:
-            self._skip(each.name, case, slow.format("at least", took, LIMIT_SECONDS))
+        if took > self._limit:
+            self._skip(each.name, case, slow.format("at least", took, self._limit))
             return None
         return found
 

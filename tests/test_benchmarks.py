@@ -126,9 +126,7 @@ def test_who_fails_is_named(quick, monkeypatch, tmp_path):
 
 
 def test_who_is_slow_is_named(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(harness, "LIMIT_SECONDS", 1e-9)
-    monkeypatch.setattr(harness, "LARGE", 1)
-    _, rows = run(tmp_path, "--sizes", SIZE, "--impl", "reference")
+    _, rows = run(tmp_path, "--sizes", SIZE, "--impl", "reference", "--limit", "1e-9")
     assert {row["impl"]: row["median_ms"] for row in rows} == {"nn.L1Loss": None, "PSPL reference, eager": None}
     assert all("one call takes at least" in row["skipped"] for row in rows)
 
