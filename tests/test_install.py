@@ -27,12 +27,17 @@ NEEDS_SETUPTOOLS = pytest.mark.skipif(
 )
 
 
+# What steers a build, and must not come from who runs the tests.
+STEERING = ("PSPL_CPU", "PSPL_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "PIP_BUILD_TRACKER")
+
+
 def run_setup(*arguments, folder=ROOT, **environment):
     """setup.py in a process of its own: (exit code, what it printed)."""
+    inherited = {name: value for name, value in os.environ.items() if name not in STEERING}
     result = subprocess.run(
         [sys.executable, "setup.py", *arguments],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -41,18 +46,9 @@ def run_setup(*arguments, folder=ROOT, **environment):
 
 
 @pytest.fixture
-def build_tools(monkeypatch, tmp_path):
-    """The modules behind setup.py, without the caller's settings; programs are found in ``tmp_path``/bin first."""
-    for name in (
-        "PSPL_CPU",
-        "PSPL_CUDA",
-        "TORCH_CUDA_ARCH_LIST",
-        "CUDA_HOME",
-        "CUDA_PATH",
-        "CXX",
-        "CC",
-        "PIP_BUILD_TRACKER",
-    ):
+def build_tools(monkeypatch):
+    """The modules behind setup.py, without the caller's settings."""
+    for name in STEERING:
         # Set before it is deleted: what a test's code writes into the environment is then undone too.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
