@@ -89,8 +89,7 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
 
     def _leave_out(self, extension):
         self.extensions.remove(extension)
-        # What an earlier build left, here or in the source folder, would be taken for part of this one.
-        Path(self.build_lib, self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+        # What an earlier build left would be taken for part of this one.
         Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
     def _cudart_folder(self, library_dirs: list[str]) -> list[str]:

@@ -619,10 +619,10 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
 PLACEHOLDER = "\0"
 
 
-def literals(path: Path) -> list[tuple[ast.AST, str]]:
-    """Every string of a Python file, with PLACEHOLDER for what an f-string fills in."""
+def literals(tree: ast.AST) -> list[tuple[ast.AST, str]]:
+    """Every string of Python source, with PLACEHOLDER for what an f-string fills in."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts = (str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER for part in node.values)
             found.append((node, "".join(parts)))
@@ -636,7 +636,7 @@ SAYING = ["setup.py", "build_tools/compilers.py", "build_tools/decisions.py", "p
 
 @NEEDS_SOURCES
 def test_troubleshooting_quotes_what_the_code_says():
-    said = [text for name in SAYING for _, text in literals(ROOT / name)]
+    said = [text for name in SAYING for _, text in literals(ast.parse((ROOT / name).read_text()))]
     said += [re.sub(r'"\s*\n\s*"', "", path.read_text()) for path in (ROOT / "csrc").glob("ops_*.cpp")]
     quoted = re.findall(r"^> (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 30
@@ -658,7 +658,7 @@ def test_troubleshooting_knows_every_message():
             node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
         ]
         within = {id(child) for root in roots for child in ast.walk(root)}
-        for node, text in literals(ROOT / name):
+        for node, text in literals(tree):
             # A sentence has several words; its longest piece between placeholders stands for it.
             piece = max(text.split(PLACEHOLDER), key=len).strip(" ,:;()'")
             if id(node) in within and len(text.split()) > 4:
