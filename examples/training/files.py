@@ -1,0 +1,30 @@
+"""Writing a file so that it is there whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes ``path``'s place when all of it is on the disk.
+
+    Raises:
+        SystemExit: the file can't be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise SystemExit(f"{path} can't be written: {error.strerror or error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
