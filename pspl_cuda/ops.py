@@ -126,8 +126,9 @@ def _why_not(device: torch.device) -> str | None:
         return reason
     if device.index not in _why_not_on:
         architectures = _BUILD.get("_cuda", {}).get("architectures", [])
-        capability = torch.cuda.get_device_capability(device)
-        _why_not_on[device.index] = _why_not_on_gpu(architectures, capability) if architectures else None
+        _why_not_on[device.index] = None
+        if architectures:
+            _why_not_on[device.index] = _why_not_on_gpu(architectures, torch.cuda.get_device_capability(device))
     return _why_not_on[device.index]
 
 
