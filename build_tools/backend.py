@@ -4,9 +4,6 @@ torch is asked for only where none is installed, and NVIDIA's packages of nvcc a
 and this machine has no toolkit for it.
 """
 
-import os
-import platform
-
 import compilers
 from decisions import switch
 from installed_torch import REQUIREMENT, Torch, find_torch
@@ -25,16 +22,11 @@ def missing() -> list[str]:
 
 
 def _needs_toolkit(torch: Torch | None, usable: bool) -> bool:
-    if switch("PSPL_CUDA") == "off" or switch("PSPL_CPU") == "off" or platform.machine() not in ("x86_64", "aarch64"):
+    if switch("PSPL_CUDA") == "off" or switch("PSPL_CPU") == "off":
         return False
     # Which torch will be brought is not known yet: PyPI's is of CUDA 13 or later, and pins the toolkit's version itself.
     cuda = torch.cuda if usable else "13"
-    if (
-        cuda is None
-        or not compilers.comes_from_pypi(cuda)
-        or os.environ.get("CUDA_HOME")
-        or os.environ.get("CUDA_PATH")
-    ):
+    if cuda is None or compilers.ordered_home() or not compilers.comes_from_pypi(cuda):
         return False
     return compilers.why_no_cxx() is None and compilers.find_toolkit(cuda)[0] is None
 

@@ -4,6 +4,7 @@ A trial is a program of a few lines. What passes it is expected to compile the k
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -74,7 +75,7 @@ def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     PyPI's packages, as the backend puts it into an isolated build.
     """
     major = cuda.split(".")[0]
-    ordered = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    ordered = ordered_home()
     if ordered:
         homes = [Path(ordered)]
         if shutil.which("nvcc", path=str(homes[0] / "bin")) is None:
@@ -93,9 +94,14 @@ def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     return None, first_reason or f"no CUDA toolkit was found: {_remedy(major)}"
 
 
+def ordered_home() -> str | None:
+    """The CUDA toolkit that the caller names."""
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+
+
 def comes_from_pypi(cuda: str) -> bool:
     """True if PyPI has an nvcc for a torch of that CUDA version; its packages for CUDA 12 hold none."""
-    return int(cuda.split(".")[0]) >= 13 and sys.platform == "linux"
+    return int(cuda.split(".")[0]) >= 13 and sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 
 
 def _remedy(major: str) -> str:
