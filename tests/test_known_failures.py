@@ -1,6 +1,6 @@
 """What other SSIM packages got wrong in public, one test each, named after the report: it must not happen here, on any backend.
 
-The numbers are those of issues (``pr`` for pull requests) of the repository in the name. Failures that need a GPU to show (streams,
+The numbers are those of issues (``pr`` for pull requests) of the repository in the name. Failures that need a GPU (streams,
 device guards, captured graphs) are in test_gpu.py, those of an installation in test_install.py.
 """
 
