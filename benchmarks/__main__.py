@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     if kind == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda, but torch sees no GPU; run with --device cpu.")
     device = torch.device(kind)
-    cases = chosen(options.quick, options.sizes, options.dtypes, options.layouts)
+    cases = chosen(kind, options.quick, options.sizes, options.dtypes, options.layouts)
     if not cases:
         raise SystemExit(
             "No case of the list has that dtype and layout; name the sizes too, for example --sizes 16x3x192x192."

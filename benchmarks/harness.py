@@ -35,9 +35,14 @@ class Machine(NamedTuple):
     name: str
     copy_bytes_per_ms: float
     peak_gfma_s: float | None
+    load: float | None
+    """Programs that want a core, on average over the last minute; the benchmark has not begun yet."""
 
     @classmethod
     def look(cls, device: torch.device, clock: timing.Clock, tell: Callable[[str], object]) -> Machine:
+        load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+        if report.busy(load):
+            tell(f"Other programs use this machine (load {load}): the ratios will be off.")
         copy = timing.copy_bytes_per_ms(device, clock)
         peak = None
         if device.type == "cpu":
@@ -45,13 +50,8 @@ class Machine(NamedTuple):
                 peak = peak_fma.measure(torch.get_num_threads())
             except peak_fma.NoPeakError as error:
                 tell(f"the share of the FMA peak: skipped, {error}")
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        if load > os.cpu_count() / 2:
-            tell(
-                f"Other programs use this machine (load {load:.1f} on {os.cpu_count()} cores): the ratios will be off."
-            )
         tell(f"{device_name(device)}: copies {copy / 1e6:.1f} GB/s" + (f", {peak:.1f} G FMA/s" if peak else ""))
-        return cls(device, device_name(device), copy, peak)
+        return cls(device, device_name(device), copy, peak, load)
 
 
 class Run:
@@ -204,6 +204,7 @@ class Run:
             "date": datetime.date.today().isoformat(),
             "copy_gb_s": round(self._machine.copy_bytes_per_ms / 1e6, 2),
             "peak_gfma_s": self._machine.peak_gfma_s,
+            "load": self._machine.load,
         }
 
     def _row(self, case: Case, name: str, phase: str, errors: check.Errors, times: timing.Times) -> dict:

@@ -33,6 +33,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def busy(load: float | None) -> bool:
+    """Whether others want the cores, too: ``load`` is how many programs did before the run."""
+    return load is not None and load > 1
+
+
 def save(rows: list[dict], path: Path) -> None:
     """Write ``rows`` as json, all or nothing: a reader, and who interrupts, finds either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,8 @@ def markdown(rows: list[dict], pictures: list[str]) -> str:
         lines.append(
             f"The FMA peak is the {peak:.1f} G/s that `benchmarks/peak_fma.cpp` reached; the loss needs 88 per element."
         )
+    if busy(first.get("load")):
+        lines += ["", f"**Other programs used the machine (load {first['load']:g} at the start): the ratios are off.**"]
     lines += ["", *(f"![{name}]({name})\n" for name in pictures)]
     for case, implementations in measured(rows).items():
         price = implementations.get(PRICE_TO_BEAT, {}).get("forward_backward")

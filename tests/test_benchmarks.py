@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import check, harness, implementations, memory, peak_fma, report, timing  # noqa: E402
-from benchmarks.cases import Case, chosen, images  # noqa: E402
+from benchmarks.cases import OTHERS, SIZES, Case, chosen, images  # noqa: E402
 from benchmarks.implementations import BUDGET, Implementation, textbook  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -30,8 +30,9 @@ PNG = b"\x89PNG\r\n"
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The compiler run that the FMA peak takes is tested once."""
+    """What is measured about the machine takes seconds, and is tested once."""
     monkeypatch.setattr(peak_fma, "measure", lambda threads: 50.0)
+    monkeypatch.setattr(timing, "copy_bytes_per_ms", lambda device, clock: 2e7)
 
 
 def run(out, *options):
@@ -266,6 +267,18 @@ def test_rounds_give_everybody_a_turn_and_the_fast_ones_several():
     assert times["fast"].warm == [1.0] * 8 * timing.MIN_ROUNDS
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.3, False), (7.0, True), (None, False)])
+def test_a_disturbed_run_says_so(quick, monkeypatch, tmp_path, capsys, load, said):
+    if load is None:
+        monkeypatch.delattr(harness.os, "getloadavg", raising=False)
+    else:
+        monkeypatch.setattr(harness.os, "getloadavg", lambda: (load, 0, 0), raising=False)
+    run(tmp_path, "--sizes", SIZE, "--impl", "l1")
+    document = next(tmp_path.glob("*.md")).read_text()
+    assert ("Other programs used the machine (load 7 at the start)" in document) is said
+    assert ("Other programs use this machine (load 7.0)" in capsys.readouterr().err) is said
+
+
 def test_percentiles_stay_within_the_samples():
     assert timing.summary([3.0]) == (3.0, 3.0, 3.0)
     median, p20, p80 = timing.summary([1.0, 2.0, 30.0])
@@ -293,7 +306,8 @@ def test_peak_memory_of_known_cases():
     case = Case((1, 3, 800, 800))
     tensor = case.numel * 4
     with memory.Child() as child:
-        l1, official = child.peak("l1", case), child.peak("official", case)
+        # The hungry one first: its high-water mark must not be taken for the other's.
+        official, l1 = child.peak("official", case), child.peak("l1", case)
         assert child.peak("l1", CASE) is None
     # F.l1_loss has |d| or its like for a moment, and its backward the spread upstream and a sign; the gradient does not count.
     assert 0.9 * tensor < l1["forward"] < 3.1 * tensor
@@ -302,12 +316,16 @@ def test_peak_memory_of_known_cases():
     assert official["forward_backward"] > 6 * tensor
 
 
-def test_cases():
-    assert len(chosen(quick=False)) == len(set(chosen(quick=False)))
-    assert all(case.dtype == "bfloat16" for case in chosen(False, dtypes=["bfloat16"]))
-    assert chosen(True, sizes=[(1, 3, 8, 8)], layouts=["channels_last"]) == [
-        Case((1, 3, 8, 8), "float32", "channels_last")
-    ]
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_cases(device_type):
+    every = chosen(device_type, quick=False)
+    assert len(every) == len(set(every))
+    assert {case.shape for case in every if case.plain} == set(SIZES)
+    assert {(case.dtype, case.layout) for case in every if not case.plain} == set(OTHERS)
+    assert set(chosen(device_type, quick=True)) < set(every)
+    assert {case.dtype for case in chosen(device_type, False, dtypes=["bfloat16"])} == {"bfloat16"}
+    only = chosen(device_type, True, sizes=[(1, 3, 8, 8)], layouts=["channels_last"])
+    assert only == [Case((1, 3, 8, 8), "float32", "channels_last")]
 
 
 @pytest.mark.parametrize(
