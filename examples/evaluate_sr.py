@@ -86,7 +86,7 @@ def compared(pair: Pair, results: dict[str, images.Result], scale: int) -> Figur
     ]
     _, top, left = max(windows)
     shown = {"HR": pair.hr, **{method: result.rgb for method, result in results.items()}}
-    figure = Figure(figsize=(3.2 * (len(shown) + 1), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * (len(shown) + 1), 3.9), layout="constrained")
     axes = figure.subplots(1, len(shown) + 1)
     for axis in axes:
         axis.set_axis_off()

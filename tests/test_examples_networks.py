@@ -100,7 +100,7 @@ def test_edsr_shifts_the_mean():
 # Each with enough iterations to learn a patch by heart, and fewer units or blocks where the full depth only costs time. Without
 # skip from input to output (SRCNN, EDSR) the network first has to learn what bicubic knows.
 OVERFIT = {
-    "srcnn": (lambda: build("srcnn", 2), 2e-3, 350),
+    "srcnn": (lambda: build("srcnn", 2), 1e-3, 500),
     "vdsr": (lambda: VDSR(2), 5e-4, 60),
     "drrn": (lambda: DRRN(2, units=3, features=32), 2e-3, 100),
     "lapsrn": (lambda: LapSRN(2), 2e-3, 120),

@@ -54,6 +54,9 @@ def curves(metrics: dict[str, np.ndarray], title: str, bicubic: float, path: Pat
     _curve(axes[0], x, metrics["l1"], "unweighted L1", ORANGE)
     if (metrics["loss"] > 0).any():
         axes[0].set_yscale("log")
+        # PSPL's first losses are zero but for rounding, and would flatten all the rest.
+        both = np.concatenate([metrics["loss"], metrics["l1"]])
+        axes[0].set_ylim(max(both.min(), 1e-4 * metrics["l1"].min()) / 2, 2 * both.max())
     axes[0].set_title("Training batch")
     _curve(axes[1], x, metrics["validation_psnr"], "network", BLUE, smooth=False)
     axes[1].axhline(bicubic, color=GREY, linestyle="--", label="bicubic")
