@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("tqdm", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("skimage", reason="examples/ needs pip install 'pspl_cuda[examples]'")
 pytest.importorskip("tensorboard", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("tqdm", reason="examples/ needs pip install 'pspl_cuda[examples]'")
 
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("PIL", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("skimage", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("tensorboard", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("tqdm", reason="examples/ needs pip install 'pspl_cuda[examples]'")
 
 from examples_helpers import photograph
 from networks import NETWORKS, bicubic, build

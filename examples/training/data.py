@@ -45,14 +45,16 @@ class Source(NamedTuple):
     lr: Path | None
 
 
-# --data demo: photographs inside the packages, so that no network is needed. Left out: grey, synthetic and tiny images,
-# the right view of the stereo pair, and the retina, mostly black.
 class Photograph(NamedTuple):
+    """A file of an installed package."""
+
     package: str
     file: str
     held_out: bool = False
 
 
+# Photographs inside the packages, so that no network is needed. Left out: grey, synthetic and tiny images,
+# the right view of the stereo pair, and the retina, mostly black.
 PHOTOGRAPHS = (
     Photograph("skimage", "data/astronaut.png"),
     Photograph("skimage", "data/motorcycle_left.png"),
@@ -60,8 +62,8 @@ PHOTOGRAPHS = (
     Photograph("skimage", "data/hubble_deep_field.jpg"),
     Photograph("skimage", "data/rocket.jpg"),
     Photograph("sklearn", "datasets/images/flower.jpg"),
-    Photograph("sklearn", "datasets/images/china.jpg", held_out=True),
     Photograph("skimage", "data/chelsea.png", held_out=True),
+    Photograph("sklearn", "datasets/images/china.jpg", held_out=True),
     Photograph("skimage", "data/coffee.png", held_out=True),
 )
 
