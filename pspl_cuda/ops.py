@@ -160,6 +160,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     ``"auto"`` (or the environment variable PSPL_BACKEND in its place) takes the fused kernel of the device, and where there is
     none the reference, with one warning. Any other name is an order: it is followed, or raises.
     """
+    check_choice("backend", backend, BACKENDS)
     if backend == "auto":
         backend = os.environ.get("PSPL_BACKEND", "auto")
     if backend == "auto":

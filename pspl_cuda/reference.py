@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .config import Config, check_config, check_flag, check_images, check_step
+from .config import Config, check_choice, check_config, check_flag, check_images, check_step
 from .stats import PSPLStats
 
 __all__ = ["attention_map", "pspl_loss", "similarity_map"]
@@ -63,7 +63,7 @@ def pspl_loss(
         ValueError: for a shape or a value that is out of range.
         TypeError: for a dtype or a type.
     """
-    _check_backend(backend)
+    check_choice("backend", backend, ("auto", "reference"))
     config = check_config(
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
     )
@@ -132,7 +132,7 @@ def similarity_map(
         ValueError: for a shape or a value that is out of range.
         TypeError: for a dtype or a type.
     """
-    _check_backend(backend)
+    check_choice("backend", backend, ("auto", "reference"))
     config = check_config(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
     check_images(sr, hr)
     return _similarity(sr, hr, config)
@@ -161,7 +161,7 @@ def attention_map(
 
     Arguments, result and errors are those of :func:`pspl_loss` and :func:`similarity_map`.
     """
-    _check_backend(backend)
+    check_choice("backend", backend, ("auto", "reference"))
     config = check_config(
         alpha,
         beta,
@@ -177,11 +177,6 @@ def attention_map(
     check_images(sr, hr)
     step = check_step(step, sr.device)
     return _attention(_similarity(sr, hr, config), step, config)
-
-
-def _check_backend(backend):
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"backend is {backend!r}; pspl_cuda.reference expects 'auto' or 'reference'.")
 
 
 def _difference(sr, hr, dtype):

@@ -327,6 +327,8 @@ def test_unknown_backend(function):
     refused(ValueError, ["backend", "'gpu'", *names], FUNCTIONS[function], image(), backend="gpu")
     refused(TypeError, ["backend", "int", *names], FUNCTIONS[function], image(), backend=0)
     refused(TypeError, ["backend", "NoneType", *names], FUNCTIONS[function], image(), backend=None)
+    # An array compares with each of its elements.
+    refused(TypeError, ["backend", "ndarray", *names], FUNCTIONS[function], image(), backend=image().numpy())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -355,9 +357,12 @@ def test_cuda_backend_for_a_cpu_tensor(monkeypatch):
 def test_reference_module_knows_only_itself(function):
     """pspl_cuda.reference has the same keywords, but can't be told to run a kernel."""
     args = (image(), image()) if function == "similarity_map" else (image(), image(), 1.0)
-    for bad in ("cpu", "cuda", "gpu", None):
-        with pytest.raises(ValueError, match="backend is"):
-            getattr(reference, function)(*args, backend=bad)
+    names = ["backend", "'auto'", "'reference'"]
+    for bad in ("cpu", "cuda", "gpu"):
+        refused(ValueError, [*names, repr(bad)], getattr(reference, function), *args, backend=bad)
+    # An array compares with each of its elements.
+    for bad in (None, image().numpy(), image()):
+        refused(TypeError, [*names, type(bad).__name__], getattr(reference, function), *args, backend=bad)
     for good in ("auto", "reference"):
         assert getattr(reference, function)(*args, backend=good) is not None
 
