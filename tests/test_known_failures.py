@@ -215,9 +215,12 @@ def test_torchmetrics_issue_2327_above_one(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_torchmetrics_issue_1290_black_images_under_autocast(backend, dtype):
-    """1.3245 for two images of zeros."""
+    """1.3245 for two images of zeros: autocast shortened what the window was applied to."""
     black = torch.zeros(1, 1, 24, 24, device=backend.device)
+    sr, hr = smooth_pair((1, 1, 24, 24), device=backend.device)
+    outside = backend.similarity_map(sr, hr)
     with torch.autocast(backend.device.type, dtype=dtype):
+        assert torch.equal(backend.similarity_map(sr, hr), outside)
         assert torch.equal(backend.similarity_map(black, black.clone()), torch.ones_like(black))
         assert torch.equal(backend.similarity_map(black.to(dtype), black), torch.ones_like(black))
 
@@ -249,14 +252,16 @@ def test_kornia_issue_473_division_by_zero(backend):
 
 
 def test_pytorch_issue_40497_nan_late_in_training(backend):
-    """Output and target almost equal, under autocast, step after step."""
+    """Output and target almost equal, under autocast: loss and gradient are finite, and those without autocast."""
     hr = noise(1, 3, 24, 24, device=backend.device)
     for error in (1e-2, 1e-4, 1e-7, 0.0):
         sr = leaf(hr + error * noise(1, 3, 24, 24, seed=1, device=backend.device))
+        outside = backend.pspl_loss(sr, hr, 10.0)
         with torch.autocast(backend.device.type, dtype=torch.bfloat16):
             loss = backend.pspl_loss(sr, hr, 10.0)
         assert loss.isfinite()
-        assert gradient_of(loss, sr).isfinite().all()
+        assert torch.equal(loss, outside)
+        assert torch.equal(gradient_of(loss, sr), gradient_of(outside, sr))
 
 
 def test_neosr_issue_87_who_made_the_nan(backend):
