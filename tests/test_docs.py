@@ -140,7 +140,10 @@ def test_commands_exist(page):
         if program in ("python", "python3"):
             check_python(words[1:])
         elif program == "torchrun":
-            check_python([word for word in words[1:] if not word.startswith("--nproc")])
+            script = next(
+                i for i, word in enumerate(words) if word.endswith(".py")
+            )  # before it, torchrun's own options
+            check_python(words[script:])
         elif program in ("pip", "pytest"):
             check_tool(words)
         else:
