@@ -9,6 +9,7 @@ them; with --quick or a filter the names end in ``-quick`` or ``-part``.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -116,4 +117,7 @@ def _redraw(source: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a job that is ended keeps its rows like one that is interrupted
     sys.exit(main())
