@@ -12,13 +12,13 @@ import argparse
 import functools
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import backends
 import images
@@ -241,14 +241,10 @@ def parse(text: str) -> Iterator[tuple[str, Table, Row, Column, float | None]]:
 
 def measure_all() -> dict:
     work = [(table, row, column) for table in TABLES for row in table.rows for column in COLUMNS]
-    measured, start = {}, time.monotonic()
-    for index, (table, row, column) in enumerate(work):
-        done = 30 * index // len(work)
-        bar = f"[{'#' * done}{'.' * (30 - done)}] {index}/{len(work)}, {time.monotonic() - start:.0f} s"
-        print(f"\r{bar} {row.name}, {column.name}".ljust(110)[:110], end="", file=sys.stderr, flush=True)
-        measured[table.title, row.name, column.name] = measure(row, column)
-    print(f"\r{time.monotonic() - start:.0f} s".ljust(110), file=sys.stderr)
-    return measured
+    return {
+        (table.title, row.name, column.name): measure(row, column)
+        for table, row, column in tqdm(work, desc="measuring", unit="cell")
+    }
 
 
 def main() -> None:
@@ -257,8 +253,8 @@ def main() -> None:
         "--out", type=Path, help='file whose part behind the heading "Tables" is replaced; default: print'
     )
     out = parser.parse_args().out
-    if out is not None and HEADING not in out.read_text():
-        parser.error(f'{out} has no heading "{HEADING}" to put the tables behind.')
+    if out is not None and not (out.is_file() and HEADING in out.read_text()):
+        parser.error(f'{out} is no file with a heading "{HEADING}" to put the tables behind.')
     for column in COLUMNS:
         reason = column.backend and backends.why_not(column.backend)
         if reason:
