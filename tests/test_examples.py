@@ -191,7 +191,10 @@ def test_interrupt_keeps_a_checkpoint(folder, tmp_path):
 
 def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / checkpoint.NAME
+    checkpoint.save({"iteration": 0}, path)
+    first = path.stat().st_ino
     checkpoint.save({"iteration": 1}, path)
+    assert path.stat().st_ino != first, "the old checkpoint was written over, not replaced"
 
     def full_disk(state, file):
         file.write(b"half")

@@ -7,8 +7,10 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -258,12 +260,12 @@ class Trainer:
             self.records.close()
 
 
-def _luma(image) -> object:
+def _luma(image: np.ndarray) -> np.ndarray:
     return images.as_result(image).y
 
 
-def _mean(pairs) -> tuple[float, float]:
-    psnrs, ssims = zip(*pairs, strict=True)
+def _mean(scores: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    psnrs, ssims = zip(*scores, strict=True)
     return sum(psnrs) / len(psnrs), sum(ssims) / len(ssims)
 
 
