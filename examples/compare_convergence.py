@@ -192,9 +192,9 @@ def draw(curves: Curves, title: str, bicubic: float, path: Path) -> None:
     plain, *others = curves
     colours = dict(zip(curves, COLOURS * len(curves), strict=False))
     for axis, x in zip(axes, ("iteration", "seconds"), strict=False):
-        # Each run has its own seconds: they are compared where all of them have some.
+        # Each run has its own seconds; one that has ended keeps its PSNR.
         begin = max(run[x][0] for runs in curves.values() for run in runs)
-        end = min(run[x][-1] for runs in curves.values() for run in runs)
+        end = max(run[x][-1] for runs in curves.values() for run in runs)
         common = np.linspace(begin, end, 200)
         for arm, runs in curves.items():
             for run in runs:

@@ -66,8 +66,8 @@ def curves(metrics: dict[str, np.ndarray], title: str, bicubic: float, path: Pat
         _curve(axes[2], x, metrics["similarity"], "mean similarity", ORANGE)
         axes[2].set_title("Training batch, PSPL's maps")
         steps = axes[2].twinx()
-        steps.plot(x, metrics["step"], color=GREY, linestyle=":", label="step (right)")
-        steps.legend(loc="lower center")
+        steps.plot(x, metrics["step"], color=GREY, linestyle=":")
+        axes[2].plot([], [], color=GREY, linestyle=":", label="step (right)")  # one legend for both scales
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
