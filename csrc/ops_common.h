@@ -234,8 +234,7 @@ Tensor map_op(const Tensor& sr, const Tensor& hr, std::optional<Tensor> step_ten
 }
 
 template <typename Backend, typename T>
-Tensor scale_in(const Tensor& residual, const Tensor& upstream, double factor, ScalarType dtype) {
-  Tensor gradient = empty_like(residual, dtype);
+void scale_into(Tensor& gradient, const Tensor& residual, const Tensor& upstream, double factor) {
   // Both are dense with the same strides, so element i of one belongs to element i of the other.
   const ScaleParams<T> p{static_cast<const T*>(residual.const_data_ptr()),
                          static_cast<const T*>(upstream.const_data_ptr()),
@@ -244,7 +243,6 @@ Tensor scale_in(const Tensor& residual, const Tensor& upstream, double factor, S
                          dtype_of(gradient, "dtype"),
                          residual.numel()};
   Backend::template scale<T>(p, residual);
-  return gradient;
 }
 
 // True if the elements fill their memory without gaps or overlap, in whatever order of the dimensions.
@@ -259,8 +257,7 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-template <typename Backend>
-Tensor scale_op(const Tensor& residual, const Tensor& upstream, double factor, ScalarType dtype) {
+inline void check_scale(const Tensor& residual, const Tensor& upstream, ScalarType dtype) {
   const ScalarType compute = residual.scalar_type();
   STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double,
                   "residual must be float32 or float64.");
@@ -269,14 +266,29 @@ Tensor scale_op(const Tensor& residual, const Tensor& upstream, double factor, S
                   "upstream must be a 0-dim tensor of the residual's dtype and device.");
   STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double,
                   "a float64 gradient needs a float64 residual.");
-  const auto run = compute == ScalarType::Double ? scale_in<Backend, double> : scale_in<Backend, float>;
-  return run(residual, upstream, factor, dtype);
+}
+
+template <typename Backend>
+Tensor scale_op(const Tensor& residual, const Tensor& upstream, double factor, ScalarType dtype) {
+  check_scale(residual, upstream, dtype);
+  Tensor gradient = empty_like(residual, dtype);
+  const bool wide = residual.scalar_type() == ScalarType::Double;
+  (wide ? scale_into<Backend, double> : scale_into<Backend, float>)(gradient, residual, upstream, factor);
+  return gradient;
+}
+
+template <typename Backend>
+void scale_in_place_op(Tensor residual, const Tensor& upstream, double factor) {
+  check_scale(residual, upstream, residual.scalar_type());
+  const bool wide = residual.scalar_type() == ScalarType::Double;
+  (wide ? scale_into<Backend, double> : scale_into<Backend, float>)(residual, residual, upstream, factor);
 }
 
 }  // namespace pspl
 
 // Binds every operator to a backend; used inside STABLE_TORCH_LIBRARY_IMPL.
-#define PSPL_BIND_OPERATORS(library, Backend)                 \
-  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>)); \
-  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));   \
-  library.impl("scale", TORCH_BOX(&::pspl::scale_op<Backend>))
+#define PSPL_BIND_OPERATORS(library, Backend)                   \
+  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>));   \
+  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));     \
+  library.impl("scale", TORCH_BOX(&::pspl::scale_op<Backend>)); \
+  library.impl("scale_", TORCH_BOX(&::pspl::scale_in_place_op<Backend>))

@@ -19,6 +19,8 @@ STABLE_TORCH_LIBRARY(pspl_cuda, library) {
       "int window_size, float sigma, float c1, float c2, int padding, int kind) -> Tensor");
   // Returns residual * upstream * factor, formed in the residual's type and rounded once to dtype.
   library.def("scale(Tensor residual, Tensor upstream, float factor, ScalarType dtype) -> Tensor");
+  // The same in the residual's own memory, for a graph that is not walked again.
+  library.def("scale_(Tensor(a!) residual, Tensor upstream, float factor) -> ()");
   library.def("cpu_instruction_set() -> str");
 }
 

@@ -24,10 +24,10 @@ PSPL_FN double absolute(double x) { return std::fabs(x); }
 PSPL_FN float copy_sign(float magnitude, float sign) { return copysignf(magnitude, sign); }
 PSPL_FN double copy_sign(double magnitude, double sign) { return copysign(magnitude, sign); }
 
-// max(x, 0) for a variance. It may turn NaN into 0: a NaN or Inf that reached a variance has reached the mean too, and
-// similarity() multiplies the two.
-PSPL_FN float clamp_variance(float x) { return fmaxf(x, 0.0f); }
-PSPL_FN double clamp_variance(double x) { return fmax(x, 0.0); }
+// max(x, least) for a variance, or one to which the constant `least` was added. It may turn NaN into `least`: a NaN or
+// Inf that reached a variance has reached the mean too, and similarity() multiplies the two.
+PSPL_FN float clamp_variance(float x, float least) { return fmaxf(x, least); }
+PSPL_FN double clamp_variance(double x, double least) { return fmax(x, least); }
 
 // (same - apart) / (same + apart) for same > 0 and apart >= 0: in [-1, 1], and exactly 1 for apart = 0. The device's
 // approximate reciprocal is good to one unit in the last place, so a quotient could come out as 1 + 2^-22: the factor
@@ -85,19 +85,19 @@ template <typename V>
 struct Moments {
   V mean_sum;     // G * s
   V mean_diff;    // G * d
-  V square_sum;   // G * s^2
+  V square_sum;   // G * s^2 + 2 C2: Eq. 5 adds the constant anyway, and the first term of the sum takes it in for free
   V square_diff;  // G * d^2
 };
 
 // Eq. 5 through (S, D) = (mu_x + mu_y, mu_x - mu_y) and the variances of s and d:
 //   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the
-//   variances.
+//   variances. The first variance comes with 2 C2 added to it.
 template <typename V, typename T>
 PSPL_FN V similarity(V mean_sum, V mean_diff, V variance_sum, V variance_diff, T twice_c1, T twice_c2) {
   const V luminance_same = mean_sum * mean_sum + twice_c1;
   const V luminance_apart = mean_diff * mean_diff;
-  const V structure_same = clamp_variance(variance_sum) + twice_c2;
-  const V structure_apart = clamp_variance(variance_diff);
+  const V structure_same = clamp_variance(variance_sum, twice_c2);
+  const V structure_apart = clamp_variance(variance_diff, T(0));
   return balance(luminance_same, luminance_apart) * balance(structure_same, structure_apart);
 }
 

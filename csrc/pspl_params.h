@@ -99,7 +99,7 @@ struct Params {
 };
 
 // The backward pass: gradient = residual * upstream * factor, element by element over dense memory, formed in the
-// compute type and rounded once to the gradient's.
+// compute type and rounded once to the gradient's. The two may be the same memory.
 template <typename T>
 struct ScaleParams {
   const T* residual;

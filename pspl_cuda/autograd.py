@@ -98,11 +98,25 @@ class _Loss(torch.autograd.Function):
             fused = upstream.dim() == 0 and not differentiable
             scale = torch.ops.pspl_cuda.scale if fused else _scale
             gradients = [None, None]
-            if ctx.needs_input_grad[0]:
-                gradients[0] = scale(residual, upstream, factor, ctx.dtypes[0])
             if ctx.needs_input_grad[1]:
                 gradients[1] = _with_strides(scale(residual, upstream, -factor, ctx.dtypes[1]), ctx)
+            if ctx.needs_input_grad[0]:
+                if fused and ctx.dtypes[0] == residual.dtype and _is_last_walk():
+                    torch.ops.pspl_cuda.scale_(residual, upstream, factor)
+                    gradients[0] = residual
+                else:
+                    gradients[0] = scale(residual, upstream, factor, ctx.dtypes[0])
         return *gradients, None, None, None
+
+
+# Torch's own compiled graphs ask the same before they give a saved tensor's memory away. Without it the gradient gets memory of
+# its own.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _is_last_walk() -> bool:
+    """Whether nobody will ask for the residual again: backward without ``retain_graph``. Its memory becomes the gradient's."""
+    return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
 def _scale(residual: Tensor, upstream: Tensor, factor: float, dtype: torch.dtype) -> Tensor:

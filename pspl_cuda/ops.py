@@ -245,3 +245,7 @@ if _WHY_NOT["cpu"] is None:
     @torch.library.register_fake("pspl_cuda::scale")
     def _(residual, upstream, factor, dtype):
         return torch.empty_like(residual, dtype=dtype)
+
+    @torch.library.register_fake("pspl_cuda::scale_")
+    def _(residual, upstream, factor):
+        return None

@@ -15,7 +15,7 @@ import torch
 import pspl_cuda
 from pspl_cuda import ops
 
-OPERATORS = ("loss", "map", "scale")
+OPERATORS = ("loss", "map", "scale", "scale_")
 
 
 def find_cuobjdump() -> str | None:

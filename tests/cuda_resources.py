@@ -193,7 +193,8 @@ def _instructions(path: Path, kernel: str, architecture: int) -> list[tuple[int,
 def steady_state(architecture: int = 90) -> Counter:
     """Instructions by kind for one output pixel in the loop over the rows of a strip that complete an output row.
 
-    It is the shortest loop with the exponential function of Eq. 7 in it. A lane makes two pixels per turn.
+    It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
+    turn.
     """
     code = _instructions(compile_all()["strips_float32"], STEADY_STATE, architecture)
     loops = []
@@ -201,7 +202,7 @@ def steady_state(architecture: int = 90) -> Counter:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             body = [other for at, other in code if int(jump[1], 16) <= at <= address]
-            if any("MUFU.EX2" in other for other in body):
+            if all(any(kind in other for other in body) for kind in ("LDG", "MUFU.EX2")):
                 loops.append(body)
     body = min(loops, key=len)
     kinds = Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in body)

@@ -113,6 +113,27 @@ def test_retain_graph(backend, distance):
         loss.backward()
 
 
+@pytest.mark.parametrize("wanted", ["sr", "hr", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
+    """The gradient takes the residual's memory only where nobody asks for the residual again, and has the same bits."""
+    if not backend.fused:
+        pytest.skip("the reference leaves it to autograd")
+    sr, hr = images((1, 2, 9, 10), dtype, backend.device)
+    inputs = {"sr": [leaf(sr)], "hr": [leaf(hr)], "both": [leaf(sr), leaf(hr)]}[wanted]
+    loss = backend.pspl_loss(
+        *{"sr": (*inputs, hr), "hr": (sr, *inputs), "both": inputs}[wanted], 1.0, reduction=reduction
+    )
+    residual = loss.grad_fn.saved_tensors[0]
+    kept = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0), retain_graph=True)
+    assert all(gradient.data_ptr() != residual.data_ptr() for gradient in kept)
+    last = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0))
+    assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
+    gives_away = wanted != "hr" and dtype != torch.float16
+    assert (last[0].data_ptr() == residual.data_ptr()) == gives_away
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_upstream_gradient(backend, dtype):
     """A loss among others: its factor is neither ignored nor rounded into the gradient's type first."""
@@ -568,6 +589,17 @@ def test_opcheck_scale(operator_device, shape, dtype):
     torch.library.opcheck(torch.ops.pspl_cuda.scale.default, (residual, upstream, 0.125, dtype))
     got = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
     assert torch.equal(got, (residual * (2.5 * 0.125)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
+def test_opcheck_scale_in_place(operator_device, shape, dtype):
+    residual = images(shape, dtype, operator_device)[0]
+    upstream = torch.tensor(2.5, dtype=dtype, device=operator_device)
+    torch.library.opcheck(torch.ops.pspl_cuda.scale_.default, (residual.clone(), upstream, 0.125))
+    expected = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
+    torch.ops.pspl_cuda.scale_(residual, upstream, 0.125)
+    assert torch.equal(residual, expected)
 
 
 def test_scale_is_rounded_once(operator_device):

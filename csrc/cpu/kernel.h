@@ -157,8 +157,8 @@ class TileKernel {
       Spread<V> s[2], d[2];
       blur_down(window, rows, v, &Cell::s, s);
       blur_down(window, rows, v, &Cell::d, d);
-      upper[v] = similarity(s[0].mean, d[0].mean, s[0].variance, d[0].variance, twice_c1, twice_c2);
-      lower[v] = similarity(s[1].mean, d[1].mean, s[1].variance, d[1].variance, twice_c1, twice_c2);
+      upper[v] = similarity(s[0].mean, d[0].mean, s[0].variance + twice_c2, d[0].variance, twice_c1, twice_c2);
+      lower[v] = similarity(s[1].mean, d[1].mean, s[1].variance + twice_c2, d[1].variance, twice_c1, twice_c2);
     }
   }
 
@@ -309,8 +309,12 @@ struct ForwardJobs {
 template <typename T, int kRadius>
 void forward_job(void* context, int64_t job) {
   const auto& jobs = *static_cast<const ForwardJobs<T>*>(context);
-  const Tile tile = tile_of(jobs.params, jobs.tiling, job);
-  TileKernel<T, kRadius>(jobs.params, jobs.inverse_width, tile).run(jobs.sums + job * kSums);
+  const int64_t begin = job * jobs.tiling.tiles_of_a_job;
+  const int64_t end = begin + jobs.tiling.tiles_of_a_job;
+  for (int64_t index = begin; index < end && index < jobs.tiling.tiles; ++index) {
+    const Tile tile = tile_of(jobs.params, jobs.tiling, index);
+    TileKernel<T, kRadius>(jobs.params, jobs.inverse_width, tile).run(jobs.sums + index * kSums);
+  }
 }
 
 template <typename T>
@@ -336,7 +340,7 @@ void forward(const Params<T>& params, ParallelFor parallel_for) {
   const Tiling<T> tiling(params);
   const Scratch<double> tile_sums(tiling.tiles * kSums);
   ForwardJobs<T> jobs{params, tiling, inverse_width_of(params), tile_sums.get()};
-  parallel_for(tiling.tiles, forward_job_of<T>(params.radius), &jobs);
+  parallel_for(tiling.jobs(), forward_job_of<T>(params.radius), &jobs);
 
   double sums[kSums] = {};
   for (int64_t tile = 0; tile < tiling.tiles; ++tile)
@@ -366,6 +370,7 @@ void scale_job(void* context, int64_t job) {
   with_element(p.dtype, [&](auto* type) {
     using E = std::remove_pointer_t<decltype(type)>;
     E* to = static_cast<E*>(p.gradient) + begin;
+#pragma GCC ivdep  // the same memory or apart: no element depends on another
     for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(from[i] * factor);
   });
 }

@@ -15,6 +15,9 @@ constexpr int kStripColumns = 384 / sizeof(T);
 constexpr int64_t kLongestBand = 256;
 constexpr int64_t kShortestBand = 64;
 constexpr int64_t kEnoughTiles = 64;
+// Handing fewer pixels than these to another thread costs more than it saves, and far more while other programs hold
+// the cores: a quarter of the elements that torch itself gives a thread at least, at a price per pixel above theirs.
+constexpr int64_t kWorthAThread = 8192;
 
 template <typename T>
 struct Tiling {
@@ -22,6 +25,7 @@ struct Tiling {
   int64_t bands;
   int64_t band_rows;
   int64_t tiles;
+  int64_t tiles_of_a_job;
 
   explicit Tiling(const Params<T>& p) {
     strips = divide_up(p.width, kStripColumns<T>);
@@ -32,7 +36,10 @@ struct Tiling {
     band_rows = round_up(divide_up(p.height, bands), 2);  // rows are finished in pairs
     bands = divide_up(p.height, band_rows);
     tiles = p.planes() * strips * bands;
+    tiles_of_a_job = divide_up(kWorthAThread * tiles, p.numel());
   }
+
+  int64_t jobs() const { return divide_up(tiles, tiles_of_a_job); }
 };
 
 // Rows [top, bottom) and columns [left, right) of one plane.

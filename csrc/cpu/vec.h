@@ -88,8 +88,9 @@ PSPL_VEC Vec<T, N> copy_sign(Vec<T, N> magnitude, Vec<T, N> sign) {
   return Vec<T, N>((magnitude.bits() & ~kSignBit<T>) | (sign.bits() & kSignBit<T>));
 }
 
-PSPL_VEC Vec<T, N> clamp_variance(Vec<T, N> x) {
-  return Vec<T, N>(x.raw > typename Vec<T, N>::Raw{} ? x.raw : typename Vec<T, N>::Raw{});
+PSPL_VEC Vec<T, N> clamp_variance(Vec<T, N> x, T least) {
+  const Vec<T, N> floor(least);
+  return Vec<T, N>(x.raw > floor.raw ? x.raw : floor.raw);
 }
 
 PSPL_VEC Vec<T, N> balance(Vec<T, N> same, Vec<T, N> apart) { return T(1) - T(2) * (apart / (same + apart)); }

@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const T difference = sr_at(row, column) - hr_at(row, column);
     const T pivot = sr_at(row, column) + hr_at(row, column);
     Moments<T> moments{};
+    moments.square_sum = p.twice_c2;
     for (int i = -p.radius; i <= p.radius; ++i) {
       const int r = padded_index(row + i, height, p.padding);
       Moments<T> line{};

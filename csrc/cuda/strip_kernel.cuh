@@ -9,6 +9,8 @@
 // blurred.
 #pragma once
 
+#include <type_traits>
+
 #include "pixel.cuh"
 
 namespace pspl::cuda {
@@ -60,12 +62,17 @@ template <typename T, int R>
 struct StripRows {
   // Two, because a lane that is ahead writes the next row while another still reads this one.
   StripRow<T, R> row[2];
-  // Each lane's own in the last rows. Only that lane touches them.
-  Own<T, StripTraits<T, R>::kColumns> own[StripTraits<T, R>::kDelay][kLanes];
 };
+
+// Each lane's own differences in the last rows. Only that lane touches them.
+template <typename T, int R>
+using DelayLine = Own<T, StripTraits<T, R>::kColumns>[StripTraits<T, R>::kDelay][kLanes];
 
 template <typename T, int R>
 struct StripShared {
+  // First, because a place in a delay line wraps around by its bits: its offset is a multiple of its size.
+  DelayLine<T, R> delay[kWarps];
+  static_assert((sizeof(DelayLine<T, R>) & (sizeof(DelayLine<T, R>) - 1)) == 0);
   StripRows<T, R> rows[kWarps];
   ReduceShared reduce;
 };
@@ -81,7 +88,7 @@ struct StripPlan {
 
 // What a kernel is specialised for. The common case in training gets a kernel that does nothing else.
 enum class Columns {
-  kUnit,     // column stride 1 in both images, padding zeros, and neighbouring residuals fit one aligned store
+  kUnit,     // column stride 1 in both images, 32-bit offsets, padding zeros, and two residuals fit one aligned store
   kStrided,  // everything
 };
 
@@ -109,9 +116,22 @@ __device__ T strip_pivot(const Params<T>& p, const Reader<T, E>& read_sr, const 
   return count > T(0) ? sum * reciprocal(count) : T(0);
 }
 
+// Where the walk is in an image, in elements. In the common case that fits 32 bits (has_unit_columns() sees to it),
+// which saves a register and an instruction for each of three images.
+template <Columns kLayout>
+using Offset = std::conditional_t<kLayout == Columns::kUnit, int32_t, int64_t>;
+
+// What is known of the row below the one that is being taken in.
+enum class Below {
+  kInside,   // the image has it
+  kUnknown,  // it may be padding
+  kUnused,   // no output needs it
+};
+
 template <typename T, typename E, int R, Columns kLayout, Work kWork>
 __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& plan, uint32_t strip, int lane,
-                                           StripRows<T, R>& rows, Sums<T, kSumsOf<kWork>>& sums) {
+                                           StripRows<T, R>& rows, DelayLine<T, R>& delay, unsigned char* shared_memory,
+                                           Sums<T, kSumsOf<kWork>>& sums) {
   using Traits = StripTraits<T, R>;
   constexpr int kColumns = Traits::kColumns;
   constexpr int kLoads = Traits::kLoads;
@@ -140,11 +160,13 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   const int column = first_column + lane * kColumns;
   const T pivot = strip_pivot(p, read_sr, read_hr, sr_plane, hr_plane, first_row, end_row, min(column, width - 1));
 
-  // What this lane takes part in, as bits: a predicate would be computed again for every row.
-  constexpr int kLoadBit = 1;         // << k: loads column first_column - R + lane + 32 k of every row
+  // What this lane takes part in, as bits: a predicate would be computed again for every row. One instruction turns
+  // the lowest ones into predicates.
+  constexpr int kLoadBit = 1 << 1;    // << k: loads column first_column - R + lane + 32 k of every row
+  constexpr int kPairBit = 1 << 4;    // both residuals are stored at once
   constexpr int kValidBit = 1 << 8;   // << c: output column c is inside the image
   constexpr int kStoreBit = 1 << 12;  // << c: its residual is stored on its own
-  constexpr int kPairBit = 1 << 16;   // both residuals are stored at once
+  static_assert(kLoads <= 3);
   int part = 0;
   int64_t sr_column[kLoads];
   int64_t hr_column[kLoads];
@@ -155,13 +177,6 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     if (position < Traits::kLoaded && inside >= 0) part |= kLoadBit << k;
     sr_column[k] = inside * p.sr.stride.column;
     hr_column[k] = inside * p.hr.stride.column;
-    // Columns outside a zero-padded image are written here once, for all rows, and stay.
-    if (position < Traits::kLoaded && inside < 0) {
-      for (StripRow<T, R>& row : rows.row) {
-        row.pairs[position] = {-pivot, T(0)};
-        row.squares[position] = {pivot * pivot, T(0)};
-      }
-    }
   }
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
@@ -171,22 +186,20 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   }
 
   // kUnit walks from row to row inside the image; the other paddings jump.
-  int64_t sr_next = sr_plane + max(first_row - R, 0) * p.sr.stride.row + (first_column - R + lane);
-  int64_t hr_next = hr_plane + max(first_row - R, 0) * p.hr.stride.row + (first_column - R + lane);
-  T* residual_next = p.residual.data + p.residual.stride.plane_offset(i0, i1, channel) +
-                     first_row * p.residual.stride.row + column * p.residual.stride.column;
+  Offset<kLayout> sr_next =
+      static_cast<Offset<kLayout>>(sr_plane + max(first_row - R, 0) * p.sr.stride.row + (first_column - R + lane));
+  Offset<kLayout> hr_next =
+      static_cast<Offset<kLayout>>(hr_plane + max(first_row - R, 0) * p.hr.stride.row + (first_column - R + lane));
+  Offset<kLayout> residual_next =
+      static_cast<Offset<kLayout>>(p.residual.stride.plane_offset(i0, i1, channel) + first_row * p.residual.stride.row +
+                                   column * p.residual.stride.column);
   int64_t map_next =
       p.map.stride.plane_offset(i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
 
+  // The row that was fetched last; zeros where the image has no row or no column.
   T x[kLoads] = {};
   T y[kLoads] = {};
-  // Above and below a zero-padded image there is no row.
-  const auto exists = [&](int row) {
-    return kUnit ? static_cast<unsigned>(row) < static_cast<unsigned>(height)
-                 : padded_index(row, height, p.padding) >= 0;
-  };
   const auto fetch = [&](int row) {
-    if (!exists(row)) return;
     if constexpr (!kUnit) {
       const int inside = padded_index(row, height, p.padding);
       sr_next = sr_plane + inside * p.sr.stride.row;
@@ -200,96 +213,138 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
       }
     }
     if constexpr (kUnit) {
-      sr_next += p.sr.stride.row;
-      hr_next += p.hr.stride.row;
+      sr_next += static_cast<Offset<kLayout>>(p.sr.stride.row);
+      hr_next += static_cast<Offset<kLayout>>(p.hr.stride.row);
     }
+  };
+  const auto fetch_or_clear = [&](int row, Below below) {
+    if (below == Below::kInside || (below == Below::kUnknown && padded_index(row, height, p.padding) >= 0)) {
+      fetch(row);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) x[k] = y[k] = T(0);
+    }
+  };
+
+  // This lane's places in shared memory, as offsets that move from row to row. Computed from the row's number instead,
+  // they would cost it several instructions each.
+  const auto offset_of = [&](const void* place) {
+    return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - shared_memory);
+  };
+  uint32_t put_at = offset_of(rows.row[0].pairs + lane);
+  uint32_t take_at = offset_of(rows.row[0].pairs + lane * kColumns);
+  uint32_t to_other_row = sizeof(StripRow<T, R>);
+  constexpr uint32_t kSquares = sizeof(rows.row[0].pairs);
+  uint32_t own_at = offset_of(&delay[0][lane]);
+  const auto rows_later = [&](int count) {
+    constexpr uint32_t kRing = sizeof(DelayLine<T, R>);
+    return (own_at & ~(kRing - 1)) | ((own_at + count * sizeof(delay[0])) & (kRing - 1));
   };
 
   // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds to all of them, and every sum is
   // written one slot lower than it was read: the shift costs nothing.
   T partial[4][kColumns][2 * R] = {};
 
-  const auto put = [&](StripRow<T, R>& to, int k, T s, T d) {
-    const Pair<T> square{s * s, d * d};
-    if (part & (kLoadBit << k)) {
-      to.pairs[lane + kLanes * k] = {s, d};
-      to.squares[lane + kLanes * k] = square;
-    }
-  };
-
-  // Takes in the fetched row, fetches the next one, and returns the moments of the output row that is now complete.
-  const auto advance = [&](int row, Moments<T>(&complete)[kColumns]) {
-    StripRow<T, R>& current = rows.row[row & 1];
-    if (exists(row)) {
+  // Takes in the fetched row, fetches the one below, and returns the moments of the output row that is now complete.
+  const auto advance = [&](int row, Below below, Moments<T>(&complete)[kColumns]) {
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) put(current, k, (x[k] + y[k]) - pivot, x[k] - y[k]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kLoads; ++k) put(current, k, -pivot, T(0));
+    for (int k = 0; k < kLoads; ++k) {
+      const T s = (x[k] + y[k]) - pivot;
+      const T d = x[k] - y[k];
+      if (lane + kLanes * k < Traits::kLoaded) {
+        auto* const to = reinterpret_cast<Pair<T>*>(shared_memory + put_at) + kLanes * k;
+        to[0] = {s, d};
+        to[Traits::kPitch] = {s * s, d * d};
+      }
     }
-    fetch(row + 1);
+    fetch_or_clear(row + 1, below);
     __syncwarp();
 
-    T blurred[4][kColumns] = {};
-    Own<T, kColumns> own;
-    const auto* const pairs = reinterpret_cast<const Chunk<T, Traits::kChunk>*>(current.pairs + lane * kColumns);
-    const auto* const squares = reinterpret_cast<const Chunk<T, Traits::kChunk>*>(current.squares + lane * kColumns);
+    T moment[kColumns][4];
+    // First the means, then the squares: half as many values are in flight at once.
 #pragma unroll
-    for (int j = 0; j < Traits::kReach; ++j) {
-      const Pair<T> pair = pairs[j / Traits::kChunk].pair[j % Traits::kChunk];
-      const Pair<T> square = squares[j / Traits::kChunk].pair[j % Traits::kChunk];
-      const T value[4] = {pair.sum, pair.difference, square.sum, square.difference};
+    for (int half = 0; half < 2; ++half) {
+      const auto* const chunks =
+          reinterpret_cast<const Chunk<T, Traits::kChunk>*>(shared_memory + take_at + half * kSquares);
+      Chunk<T, Traits::kChunk> chunk;
+      Own<T, kColumns> own;
+      T blurred[2][kColumns] = {};
+#pragma unroll
+      for (int j = 0; j < Traits::kReach; ++j) {
+        if (j % Traits::kChunk == 0) chunk = chunks[j / Traits::kChunk];
+        const Pair<T> pair = chunk.pair[j % Traits::kChunk];
+        const T value[2] = {pair.sum, pair.difference};
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const int distance = j - c - R;  // from the centre of column c's window
+          if (distance < -R || distance > R) continue;
+          if (distance == 0) own.difference[c] = pair.difference;
+          const T tap = p.taps[distance < 0 ? -distance : distance];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) blurred[m][c] += tap * value[m];
+        }
+      }
+      if (half == 0) *reinterpret_cast<Own<T, kColumns>*>(shared_memory + own_at) = own;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const int distance = j - c - R;  // from the centre of column c's window
-        if (distance < -R || distance > R) continue;
-        if (distance == 0) own.difference[c] = pair.difference;
-        const T tap = p.taps[distance < 0 ? -distance : distance];
 #pragma unroll
-        for (int m = 0; m < 4; ++m) blurred[m][c] += tap * value[m];
+        for (int m = 0; m < 2; ++m) {
+          T(&sum)[2 * R] = partial[2 * half + m][c];
+          const T value = blurred[m][c];
+          moment[c][2 * half + m] = sum[0] + p.taps[R] * value;
+#pragma unroll
+          for (int k = 0; k + 1 < 2 * R; ++k) {
+            sum[k] = sum[k + 1] + p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k] * value;
+          }
+          sum[2 * R - 1] = p.taps[R] * value + (half == 1 && m == 0 ? p.twice_c2 : T(0));
+        }
       }
     }
-    rows.own[row & (Traits::kDelay - 1)][lane] = own;
-
+    put_at += to_other_row;
+    take_at += to_other_row;
+    to_other_row = -to_other_row;
+    own_at = rows_later(1);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      T moment[4];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        T(&sum)[2 * R] = partial[m][c];
-        const T value = blurred[m][c];
-        moment[m] = sum[0] + p.taps[R] * value;
-#pragma unroll
-        for (int k = 0; k + 1 < 2 * R; ++k) sum[k] = sum[k + 1] + p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k] * value;
-        sum[2 * R - 1] = p.taps[R] * value;
-      }
-      complete[c] = {moment[0], moment[1], moment[2], moment[3]};
-    }
+    for (int c = 0; c < kColumns; ++c) complete[c] = {moment[c][0], moment[c][1], moment[c][2], moment[c][3]};
   };
 
-  Moments<T> complete[kColumns];
-  fetch(first_row - R);
-  // Two loops, because the first 2 R rows complete no output row, and a branch inside the second would cost it
-  // registers.
-  int row = first_row - R;
-  for (; row < first_row + R; ++row) advance(row, complete);
-  for (; row < end_row + R; ++row) {
-    advance(row, complete);
-    const Own<T, kColumns> own = rows.own[(row - R) & (Traits::kDelay - 1)][lane];
+  const auto finish = [&](const Moments<T>(&complete)[kColumns]) {
+    // R rows before the one just written: the place after it stands for kDelay - 1 rows before.
+    const auto own = *reinterpret_cast<const Own<T, kColumns>*>(shared_memory + rows_later(Traits::kDelay - 1 - R));
+    // Beside a zero-padded image the difference is 0, and so is its l1 or l2: nothing to leave out.
+    const bool zero_beside = kUnit && (kWork == Work::kL1 || (kWork == Work::kDistance && p.distance == Distance::kL2));
     T residual[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      // Beside a zero-padded image the difference is 0, and so is its l1: nothing to leave out.
-      const bool counts = (kUnit && kWork == Work::kL1) || (part & (kValidBit << c)) != 0;
+      const bool counts = zero_beside || (part & (kValidBit << c)) != 0;
       residual[c] = pixel_residual<kWork>(p, complete[c], pivot, inverse_width, own.difference[c], counts,
                                           map_next + c * p.map.stride.column, sums);
-      if (!kPairs && (part & (kStoreBit << c))) residual_next[c * p.residual.stride.column] = residual[c];
+      if (!kPairs && (part & (kStoreBit << c))) {
+        p.residual.data[residual_next + c * p.residual.stride.column] = residual[c];
+      }
     }
     if constexpr (kPairs) {
-      if (part & kPairBit) *reinterpret_cast<Pair<T>*>(residual_next) = {residual[0], residual[1]};
+      if (part & kPairBit) *reinterpret_cast<Pair<T>*>(p.residual.data + residual_next) = {residual[0], residual[1]};
     }
-    residual_next += p.residual.stride.row;
+    residual_next += static_cast<Offset<kLayout>>(p.residual.stride.row);
     map_next += p.map.stride.row;
+  };
+
+  // Three loops, because a branch in the middle one, where the time goes, would cost it registers: the first 2 R rows
+  // complete no output row, and below the last ones there is nothing to fetch.
+  Moments<T> complete[kColumns];
+  int row = first_row - R;
+  fetch_or_clear(row, Below::kUnknown);
+  for (; row < first_row + R; ++row) advance(row, Below::kUnknown, complete);
+  const int last = max((kUnit ? min(end_row + R, height) : end_row + R) - 1, first_row + R);
+  for (int left = last - (first_row + R); left > 0; --left, ++row) {
+    advance(row, kUnit ? Below::kInside : Below::kUnknown, complete);
+    finish(complete);
+  }
+#pragma unroll 1
+  for (int left = end_row + R - last; left > 0; --left) {
+    advance(row, Below::kUnused, complete);
+    finish(complete);
   }
 }
 
@@ -306,11 +361,14 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<T, kLayout, kWork>))
                  const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<T, R>*>(shared_memory);
-  const int warp = threadIdx.x / kLanes;
+  // The shuffle tells the compiler what it can't see: that a warp walks one strip, so that counters and plane offsets
+  // are scalars of the warp and __syncwarp() needs no branch. That saves 12 instructions a pixel.
+  const uint32_t warp = __shfl_sync(kFullWarp, threadIdx.x / kLanes, 0);
   const uint32_t strip = blockIdx.x * kWarps + warp;
   Sums<T, kSumsOf<kWork>> sums;
   if (strip < plan.strips) {
-    walk_strip<T, E, R, kLayout, kWork>(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], sums);
+    walk_strip<T, E, R, kLayout, kWork>(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], shared.delay[warp],
+                                        shared_memory, sums);
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
 }

@@ -30,6 +30,14 @@ StripPlan plan_strips(const Params<T>& p, int multiprocessors) {
   return plan;
 }
 
+// Whether a walk through such an image stays within 32-bit offsets; it ends one row below the image.
+template <typename T>
+bool has_short_offsets(const Params<T>& p, const Layout& image) {
+  int64_t end = p.height * image.row + p.width * image.column;
+  for (int i = 0; i < kLeadingDims; ++i) end += (p.leading[i] - 1) * image.leading[i];
+  return end <= INT32_MAX;
+}
+
 // Whether a call is the common case of Columns::kUnit.
 template <typename T>
 bool has_unit_columns(const Params<T>& p) {
@@ -39,7 +47,8 @@ bool has_unit_columns(const Params<T>& p) {
       p.residual.data == nullptr || (out.column == 1 && even(p.width) && even(out.row) &&
                                      std::all_of(out.leading, out.leading + kLeadingDims, even) &&
                                      reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0);
-  return p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs;
+  return p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs &&
+         has_short_offsets(p, p.sr.stride) && has_short_offsets(p, p.hr.stride) && has_short_offsets(p, out);
 }
 
 inline unsigned strip_blocks(const StripPlan& plan) { return (plan.strips + kWarps - 1) / kWarps; }

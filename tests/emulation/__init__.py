@@ -121,6 +121,12 @@ def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(partials, math.nan), np.zeros(1, np.uint32)
 
 
+def _scale(gradient, residual, upstream, factor):
+    run = getattr(kernels, f"scale_{str(residual.dtype).removeprefix('torch.')}")
+    memory = residual.data_ptr(), upstream.data_ptr(), factor, gradient.data_ptr()
+    run(*memory, _DTYPES.index(gradient.dtype), residual.numel())
+
+
 class Operators:
     """torch.ops.pspl_cuda as csrc/ops_common.h makes it of a backend, for the emulated kernels."""
 
@@ -157,10 +163,12 @@ class Operators:
     @staticmethod
     def scale(residual, upstream, factor, dtype):
         gradient = _poisoned(residual, dtype)
-        run = getattr(kernels, f"scale_{str(residual.dtype).removeprefix('torch.')}")
-        memory = residual.data_ptr(), upstream.data_ptr(), factor, gradient.data_ptr()
-        run(*memory, _DTYPES.index(dtype), residual.numel())
+        _scale(gradient, residual, upstream, factor)
         return gradient
+
+    @staticmethod
+    def scale_(residual, upstream, factor):
+        _scale(residual, residual, upstream, factor)
 
 
 class _TorchWithOperators:

@@ -84,14 +84,19 @@ inline void __syncwarp() { emulation::warp_barrier(); }
 inline void __threadfence() { emulation::fence(); }
 
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+T __shfl_sync(unsigned mask, T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
   if (mask != 0xffffffffu) __builtin_trap();  // not emulated, and not needed
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = emulation::exchange(bits, threadIdx.x % emulation::kWarpSize ^ static_cast<unsigned>(lane_mask));
+  bits = emulation::exchange(bits, static_cast<unsigned>(lane) % emulation::kWarpSize);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % emulation::kWarpSize) ^ lane_mask);
 }
 
 inline unsigned atomicInc(unsigned* address, unsigned limit) {
