@@ -179,6 +179,13 @@ class Check:
     def tests(self) -> None:
         tests = str(ROOT / "tests")
         command = [sys.executable, "-m", "pytest", tests, "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+        # The large test of the GPU too, which a plain pytest leaves out; the CPU's would take all the time there is.
+        command += [
+            "-m",
+            "large or not large",
+            "--deselect",
+            f"{tests}/test_known_failures.py::test_fused_ssim_index_overflow",
+        ]
         command += ["--ignore", f"{tests}/test_cuda_compile.py", "--ignore", f"{tests}/test_emulation.py"]
         self.run("tests, cuda backend", command, 260, {"PSPL_TEST_BACKENDS": "cuda,reference"})
 

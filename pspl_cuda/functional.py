@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, reference
-from .config import check_config, check_flag, check_images, check_step
+from .config import Config, check_config, check_flag, check_images, check_step
 from .ops import choose_backend
 from .stats import PSPLStats
 
@@ -75,9 +75,15 @@ def pspl_loss(
     config = check_config(
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
     )
+    return loss_of(config, sr, hr, step, check_flag("return_stats", return_stats), backend)
+
+
+def loss_of(
+    config: Config, sr: Tensor, hr: Tensor, step: float | Tensor, return_stats: bool, backend: str
+) -> Tensor | tuple[Tensor, PSPLStats]:
+    """:func:`pspl_loss` with keywords that were checked before: :class:`PSPLLoss` does it once, not at every call."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    check_flag("return_stats", return_stats)
     if choose_backend(backend, sr.device) == "reference":
         return reference.pspl_loss(sr, hr, step, **config._asdict(), return_stats=return_stats)
     loss, stats = autograd.loss(sr, hr, step, config, return_stats)

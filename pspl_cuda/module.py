@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import MOST_CALLS, check_config, check_count, check_flag, check_scalar
-from .functional import pspl_loss
+from .functional import loss_of
 from .ops import check_backend
 from .stats import PSPLStats
 
@@ -130,7 +130,7 @@ class PSPLLoss(nn.Module):
         return self._weighted(loss)
 
     def _one(self, sr: Tensor, hr: Tensor, step: float | Tensor) -> Tensor | tuple[Tensor, PSPLStats]:
-        return pspl_loss(sr, hr, step, **self.config._asdict(), return_stats=self.return_stats, backend=self.backend)
+        return loss_of(self.config, sr, hr, step, self.return_stats, self.backend)
 
     def _weighted(self, loss: Tensor) -> Tensor:
         return loss if self.loss_weight == 1 else self.loss_weight * loss

@@ -370,7 +370,12 @@ void scale_job(void* context, int64_t job) {
   with_element(p.dtype, [&](auto* type) {
     using E = std::remove_pointer_t<decltype(type)>;
     E* to = static_cast<E*>(p.gradient) + begin;
-#pragma GCC ivdep  // the same memory or apart: no element depends on another
+    // The same memory or apart: no element depends on another.
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
+#pragma GCC ivdep
+#endif
     for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(from[i] * factor);
   });
 }
