@@ -75,16 +75,17 @@ def pspl_loss(
     config = check_config(
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
     )
-    return loss_of(config, sr, hr, step, check_flag("return_stats", return_stats), backend)
-
-
-def loss_of(
-    config: Config, sr: Tensor, hr: Tensor, step: float | Tensor, return_stats: bool, backend: str
-) -> Tensor | tuple[Tensor, PSPLStats]:
-    """:func:`pspl_loss` with keywords that were checked before: :class:`PSPLLoss` does it once, not at every call."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    if choose_backend(backend, sr.device) == "reference":
+    check_flag("return_stats", return_stats)
+    return checked_loss(sr, hr, step, config, return_stats, choose_backend(backend, sr.device))
+
+
+def checked_loss(
+    sr: Tensor, hr: Tensor, step: float | Tensor, config: Config, return_stats: bool, backend: str
+) -> Tensor | tuple[Tensor, PSPLStats]:
+    """:func:`pspl_loss` of what was checked before: :class:`PSPLLoss` checks its keywords once, not at every call."""
+    if backend == "reference":
         return reference.pspl_loss(sr, hr, step, **config._asdict(), return_stats=return_stats)
     loss, stats = autograd.loss(sr, hr, step, config, return_stats)
     return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss

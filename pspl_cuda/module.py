@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .config import MOST_CALLS, check_config, check_count, check_flag, check_scalar
-from .functional import loss_of
-from .ops import check_backend
+from .config import MOST_CALLS, check_config, check_count, check_flag, check_images, check_scalar, check_step
+from .functional import checked_loss
+from .ops import check_backend, choose_backend
 from .stats import PSPLStats
 
 
@@ -130,7 +130,10 @@ class PSPLLoss(nn.Module):
         return self._weighted(loss)
 
     def _one(self, sr: Tensor, hr: Tensor, step: float | Tensor) -> Tensor | tuple[Tensor, PSPLStats]:
-        return loss_of(self.config, sr, hr, step, self.return_stats, self.backend)
+        check_images(sr, hr)
+        step = check_step(step, sr.device)
+        backend = choose_backend(self.backend, sr.device)
+        return checked_loss(sr, hr, step, self.config, self.return_stats, backend)
 
     def _weighted(self, loss: Tensor) -> Tensor:
         return loss if self.loss_weight == 1 else self.loss_weight * loss

@@ -45,7 +45,7 @@ def test_every_kernel_compiles_for_every_architecture(costs):
         assert set(by_architecture) == set(cuda_resources.ARCHITECTURES), kernel
     assert {kernel.split("<")[0] for kernel in costs} == {"strip", "direct", "scale"}
     for element in ("float", "__half", "__nv_bfloat16"):
-        for work in ("kL1", "kDistance", "kEverything"):
+        for work in ("kL1", "kL1WithStats", "kDistance", "kEverything"):
             assert f"strip<float, {element}, 5, kUnit, {work}>" in costs
 
 

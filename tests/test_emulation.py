@@ -210,8 +210,8 @@ PLANTS = {
     "halo one row too high": (
         "memory",
         "strip_kernel.cuh",
-        "kUnit ? min(end_row + R, height)",
-        "kUnit ? min(end_row + R, height + 1)",
+        "kZeros ? min(end_row + R, height)",
+        "kZeros ? min(end_row + R, height + 1)",
         "heap-buffer-overflow",
     ),
     "shared memory one block too small": (

@@ -30,25 +30,28 @@ StripPlan plan_strips(const Params<T>& p, int multiprocessors) {
   return plan;
 }
 
-// Whether a walk through such an image stays within 32-bit offsets; it ends one row below the image.
+// Whether a walk through such an image stays within 32-bit offsets; it ends one row below the image, and
+// up to three warps of columns beside it.
 template <typename T>
 bool has_short_offsets(const Params<T>& p, const Layout& image) {
-  int64_t end = p.height * image.row + p.width * image.column;
+  int64_t end = p.height * image.row + (p.width + 3 * kLanes) * image.column;
   for (int i = 0; i < kLeadingDims; ++i) end += (p.leading[i] - 1) * image.leading[i];
   return end <= INT32_MAX;
 }
 
-// Whether a call is the common case of Columns::kUnit.
+// The most special layout that a call has.
 template <typename T>
-bool has_unit_columns(const Params<T>& p) {
-  const auto even = [](int64_t value) { return value % 2 == 0; };
+Columns columns_of(const Params<T>& p) {
   const Layout& out = p.residual.stride;
+  if (p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.stride) || !has_short_offsets(p, p.hr.stride) ||
+      !has_short_offsets(p, out))
+    return Columns::kStrided;
+  const auto even = [](int64_t value) { return value % 2 == 0; };
   const bool pairs =
       p.residual.data == nullptr || (out.column == 1 && even(p.width) && even(out.row) &&
                                      std::all_of(out.leading, out.leading + kLeadingDims, even) &&
                                      reinterpret_cast<uintptr_t>(p.residual.data) % (2 * sizeof(T)) == 0);
-  return p.padding == Padding::kZeros && p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs &&
-         has_short_offsets(p, p.sr.stride) && has_short_offsets(p, p.hr.stride) && has_short_offsets(p, out);
+  return p.sr.stride.column == 1 && p.hr.stride.column == 1 && pairs ? Columns::kUnit : Columns::kSpaced;
 }
 
 inline unsigned strip_blocks(const StripPlan& plan) { return (plan.strips + kWarps - 1) / kWarps; }
@@ -74,15 +77,23 @@ cudaError_t launch_strips(const Params<T>& p, const Scratch& scratch, int multip
     if (p.radius == 2) return launch_strip_kernel<T, E, 2, kStrided, kEverything>(p, plan, workspace, stream);
     if (p.radius == 3) return launch_strip_kernel<T, E, 3, kStrided, kEverything>(p, plan, workspace, stream);
     if (p.radius == 4) return launch_strip_kernel<T, E, 4, kStrided, kEverything>(p, plan, workspace, stream);
-    const bool everything = p.stats != nullptr || p.map.data != nullptr;
-    if (has_unit_columns(p)) {
-      if (everything) return launch_strip_kernel<T, E, 5, Columns::kUnit, kEverything>(p, plan, workspace, stream);
-      if (p.distance == Distance::kL1) {
-        return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kL1>(p, plan, workspace, stream);
+    const bool map = p.map.data != nullptr;
+    const bool stats = p.stats != nullptr;
+    const bool l1 = p.distance == Distance::kL1;
+    const Columns columns = columns_of(p);
+    if (columns == Columns::kUnit) {
+      if (map || (stats && !l1)) {
+        return launch_strip_kernel<T, E, 5, Columns::kUnit, kEverything>(p, plan, workspace, stream);
       }
+      if (stats) return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kL1WithStats>(p, plan, workspace, stream);
+      if (l1) return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kL1>(p, plan, workspace, stream);
       return launch_strip_kernel<T, E, 5, Columns::kUnit, Work::kDistance>(p, plan, workspace, stream);
     }
-    if (!everything) return launch_strip_kernel<T, E, 5, kStrided, Work::kDistance>(p, plan, workspace, stream);
+    if (columns == Columns::kSpaced && !map && !stats) {
+      if (l1) return launch_strip_kernel<T, E, 5, Columns::kSpaced, Work::kL1>(p, plan, workspace, stream);
+      return launch_strip_kernel<T, E, 5, Columns::kSpaced, Work::kDistance>(p, plan, workspace, stream);
+    }
+    if (!map && !stats) return launch_strip_kernel<T, E, 5, kStrided, Work::kDistance>(p, plan, workspace, stream);
   }
   return launch_strip_kernel<T, E, 5, kStrided, kEverything>(p, plan, workspace, stream);
 }

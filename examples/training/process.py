@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from typing import Any
 
@@ -81,4 +82,7 @@ class Process:
     def close(self) -> None:
         """Leave the group."""
         if self.distributed and dist.is_initialized():
+            # DistributedDataParallel is part of reference cycles: left to the interpreter's end, it would take the group's
+            # threads down with it, which once aborted a run that was complete.
+            gc.collect()
             dist.destroy_process_group()
