@@ -34,7 +34,7 @@ FLAGS = (
 )
 PROCESSES = 2
 
-# Of the loop that STEADY_STATE's kernel spends its time in; the design aims at TARGET.
+# The most instructions per output pixel, for sm_90, of the loop that STEADY_STATE's kernel spends its time in.
 STEADY_STATE = "strip<float, float, 5, kUnit, kL1>"
 TARGET = 150
 

@@ -1,13 +1,11 @@
-// What happens to a pixel once its four moments are known, the same in every
-// CUDA kernel: maps, residual, sums.
+// What happens to a pixel once its four moments are known, the same in every CUDA kernel: maps, residual, sums.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace pspl::cuda {
 
-// How much a kernel can do with a pixel. Training with the paper's distance
-// pays for nothing else.
+// How much a kernel can do with a pixel. Training with the paper's distance pays for nothing else.
 enum class Work {
   kL1,           // sum and residual of distance l1
   kL1WithStats,  // and statistics
@@ -21,8 +19,7 @@ constexpr bool kHasStats = kWork == Work::kL1WithStats || kWork == Work::kEveryt
 template <Work kWork>
 constexpr int kSumsOf = kHasStats<kWork> ? kMaxSums : 1;
 
-// Returns the residual. A pixel that is not valid lies beside the image and
-// counts for nothing.
+// Returns the residual. A pixel that is not valid lies beside the image and counts for nothing.
 template <Work kWork, typename T>
 __device__ __forceinline__ T pixel_residual(const Params<T>& p, const Moments<T>& moments, T pivot, T inverse_width,
                                             T difference, bool valid, int64_t map_offset,

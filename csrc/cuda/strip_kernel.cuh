@@ -1,16 +1,12 @@
-// The fused forward kernel for windows of 3 to 11: each warp walks one strip of
-// columns down the rows.
+// The fused forward kernel for windows of 3 to 11: each warp walks one strip of columns down the rows.
 //
-//   global memory --(s, d) of row r and their squares--> shared memory
-//   --horizontal taps--> 4 moments of row r
-//                 --vertical taps--> 2 R partial sums per moment and column, in
-//                 registers
+//   global memory --(s, d) of row r and their squares--> shared memory --horizontal taps--> 4 moments of row r
+//                 --vertical taps--> 2 R partial sums per moment and column, in registers
 //                 --row r - R is complete--> M_s, M_a, residual, sums
 //
-// Each row is read once, plus R rows of halo above and below the strip. The
-// warps of a block share nothing until the final sum, so a row costs one
-// __syncwarp and no block barrier. The next row's loads are in flight while
-// this one is blurred.
+// Each row is read once, plus R rows of halo above and below the strip. The warps of a block share nothing until the
+// final sum, so a row costs one __syncwarp and no block barrier. The next row's loads are in flight while this one is
+// blurred.
 #pragma once
 
 #include <type_traits>
@@ -22,14 +18,12 @@ namespace pspl::cuda {
 template <typename T, int R>
 struct StripTraits {
   static_assert(R >= 1);
-  // 2 R partial sums for 4 moments and each column live in registers: two
-  // columns in float32, one in float64.
+  // 2 R partial sums for 4 moments and each column live in registers: two columns in float32, one in float64.
   static constexpr int kColumns = sizeof(T) == 4 ? 2 : 1;
   static constexpr int kWidth = kLanes * kColumns;
   static constexpr int kLoaded = kWidth + 2 * R;
   static constexpr int kLoads = (kLoaded + kLanes - 1) / kLanes;
-  // Columns that reach one lane's outputs, and how many of them come with one
-  // 16-byte load.
+  // Columns that reach one lane's outputs, and how many of them come with one 16-byte load.
   static constexpr int kReach = kColumns + 2 * R;
   static constexpr int kChunk = 16 / (2 * static_cast<int>(sizeof(T)));
   static_assert(kReach % kChunk == 0);
@@ -56,8 +50,7 @@ struct alignas(sizeof(T) * kColumns) Own {
   T difference[kColumns];
 };
 
-// One row of a strip, as it was loaded. Squares are formed once per pixel here,
-// not once per tap.
+// One row of a strip, as it was loaded. Squares are formed once per pixel here, not once per tap.
 template <typename T, int R>
 struct alignas(16) StripRow {
   Pair<T> pairs[StripTraits<T, R>::kPitch];
@@ -67,8 +60,7 @@ struct alignas(16) StripRow {
 // What a warp keeps of the rows that it walks.
 template <typename T, int R>
 struct StripRows {
-  // Two, because a lane that is ahead writes the next row while another still
-  // reads this one.
+  // Two, because a lane that is ahead writes the next row while another still reads this one.
   StripRow<T, R> row[2];
 };
 
@@ -78,17 +70,15 @@ using DelayLine = Own<T, StripTraits<T, R>::kColumns>[StripTraits<T, R>::kDelay]
 
 template <typename T, int R>
 struct StripShared {
-  // First, because a place in a delay line wraps around by its bits: its offset
-  // is a multiple of its size.
+  // First, because a place in a delay line wraps around by its bits: its offset is a multiple of its size.
   DelayLine<T, R> delay[kWarps];
   static_assert((sizeof(DelayLine<T, R>) & (sizeof(DelayLine<T, R>) - 1)) == 0);
   StripRows<T, R> rows[kWarps];
   ReduceShared reduce;
 };
 
-// How the planes are cut: strips of StripTraits::kWidth columns and `rows`
-// rows. Channels follow one another first, so that the warps of a block read
-// the same cache lines when the image is channels_last.
+// How the planes are cut: strips of StripTraits::kWidth columns and `rows` rows. Channels follow one another first, so
+// that the warps of a block read the same cache lines when the image is channels_last.
 struct StripPlan {
   uint32_t strips;
   uint32_t across;
@@ -96,8 +86,7 @@ struct StripPlan {
   int32_t rows;
 };
 
-// What a kernel is specialised for. The common case in training gets a kernel
-// that does nothing else.
+// What a kernel is specialised for. The common case in training gets a kernel that does nothing else.
 enum class Columns {
   kUnit,     // kSpaced, with column stride 1 in both images and two residuals that
              // fit one aligned store
@@ -106,8 +95,7 @@ enum class Columns {
   kStrided,  // everything
 };
 
-// Mean of x + y at a few pixels of the strip. NaN and Inf stay out of it: they
-// must not leave their own windows.
+// Mean of x + y at a few pixels of the strip. NaN and Inf stay out of it: they must not leave their own windows.
 template <typename T, typename E>
 __device__ T strip_pivot(const Params<T>& p, const Reader<T, E>& read_sr, const Reader<T, E>& read_hr, int64_t sr_plane,
                          int64_t hr_plane, int first_row, int end_row, int column) {
@@ -131,9 +119,8 @@ __device__ T strip_pivot(const Params<T>& p, const Reader<T, E>& read_sr, const 
   return count > T(0) ? sum * reciprocal(count) : T(0);
 }
 
-// Where the walk is in an image, in elements. In the common case that fits 32
-// bits (columns_of() sees to it), which saves a register and an instruction for
-// each of three images.
+// Where the walk is in an image, in elements. In the common case that fits 32 bits (columns_of() sees to it), which
+// saves a register and an instruction for each of three images.
 template <Columns kLayout>
 using Offset = std::conditional_t<kLayout == Columns::kStrided, int64_t, int32_t>;
 
@@ -177,8 +164,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   const int column = first_column + lane * kColumns;
   const T pivot = strip_pivot(p, read_sr, read_hr, sr_plane, hr_plane, first_row, end_row, min(column, width - 1));
 
-  // What this lane takes part in, as bits: a predicate would be computed again
-  // for every row. One instruction turns the lowest ones into predicates.
+  // What this lane takes part in, as bits: a predicate would be computed again for every row. One instruction turns
+  // the lowest ones into predicates.
   constexpr int kLoadBit = 1 << 1;    // << k: loads column first_column - R + lane + 32 k of every row
   constexpr int kPairBit = 1 << 4;    // both residuals are stored at once
   constexpr int kValidBit = 1 << 8;   // << c: output column c is inside the image
@@ -192,8 +179,7 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     const int position = lane + kLanes * k;
     const int inside = padded_index(first_column - R + position, width, kZeros ? Padding::kZeros : p.padding);
     if (position < Traits::kLoaded && inside >= 0) part |= kLoadBit << k;
-    // Of kStrided the column in the image, of the others the distance from this
-    // lane's first.
+    // Of kStrided the column in the image, of the others the distance from this lane's first.
     const int from_next = kZeros ? kLanes * k : inside;
     sr_column[k] = static_cast<Offset<kLayout>>(kUnit ? from_next : from_next * p.sr.stride.column);
     hr_column[k] = static_cast<Offset<kLayout>>(kUnit ? from_next : from_next * p.hr.stride.column);
@@ -205,8 +191,7 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     if (p.residual.data != nullptr) part |= kPairs ? kPairBit : kStoreBit << c;
   }
 
-  // Padded by zeros, the walk goes from row to row inside the image; with the
-  // other paddings it jumps.
+  // Padded by zeros, the walk goes from row to row inside the image; with the other paddings it jumps.
   const int lane_column = first_column - R + lane;
   Offset<kLayout> sr_next = static_cast<Offset<kLayout>>(sr_plane + max(first_row - R, 0) * p.sr.stride.row +
                                                          (kUnit ? lane_column : lane_column * p.sr.stride.column));
@@ -218,8 +203,7 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   int64_t map_next =
       p.map.stride.plane_offset(i0, i1, channel) + first_row * p.map.stride.row + column * p.map.stride.column;
 
-  // The row that was fetched last; zeros where the image has no row or no
-  // column.
+  // The row that was fetched last; zeros where the image has no row or no column.
   T x[kLoads] = {};
   T y[kLoads] = {};
   const auto fetch = [&](int row) {
@@ -249,9 +233,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     }
   };
 
-  // This lane's places in shared memory, as offsets that move from row to row.
-  // Computed from the row's number instead, they would cost it several
-  // instructions each.
+  // This lane's places in shared memory, as offsets that move from row to row. Computed from the row's number instead,
+  // they would cost it several instructions each.
   const auto offset_of = [&](const void* place) {
     return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - shared_memory);
   };
@@ -265,13 +248,11 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     return (own_at & ~(kRing - 1)) | ((own_at + count * sizeof(delay[0])) & (kRing - 1));
   };
 
-  // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds
-  // to all of them, and every sum is written one slot lower than it was read:
-  // the shift costs nothing.
+  // partial[m][c][k]: sum so far of output row r - R + 1 + k. Each new row adds to all of them, and every sum is
+  // written one slot lower than it was read: the shift costs nothing.
   T partial[4][kColumns][2 * R] = {};
 
-  // Takes in the fetched row, fetches the one below, and returns the moments of
-  // the output row that is now complete.
+  // Takes in the fetched row, fetches the one below, and returns the moments of the output row that is now complete.
   const auto advance = [&](int row, Below below, Moments<T>(&complete)[kColumns]) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
@@ -287,8 +268,7 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     __syncwarp();
 
     T moment[kColumns][4];
-    // First the means, then the squares: half as many values are in flight at
-    // once.
+    // First the means, then the squares: half as many values are in flight at once.
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const auto* const chunks =
@@ -336,11 +316,9 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   };
 
   const auto finish = [&](const Moments<T>(&complete)[kColumns]) {
-    // R rows before the one just written: the place after it stands for kDelay
-    // - 1 rows before.
+    // R rows before the one just written: the place after it stands for kDelay - 1 rows before.
     const auto own = *reinterpret_cast<const Own<T, kColumns>*>(shared_memory + rows_later(Traits::kDelay - 1 - R));
-    // Beside a zero-padded image the difference is 0, and so is its l1 or l2:
-    // nothing to leave out.
+    // Beside a zero-padded image the difference is 0, and so is its l1 or l2: nothing to leave out.
     const bool zero_beside =
         kZeros && (kWork == Work::kL1 || (kWork == Work::kDistance && p.distance == Distance::kL2));
     T residual[kColumns];
@@ -360,9 +338,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
     map_next += p.map.stride.row;
   };
 
-  // Three loops, because a branch in the middle one, where the time goes, would
-  // cost it registers: the first 2 R rows complete no output row, and below the
-  // last ones there is nothing to fetch.
+  // Three loops, because a branch in the middle one, where the time goes, would cost it registers: the first 2 R rows
+  // complete no output row, and below the last ones there is nothing to fetch.
   Moments<T> complete[kColumns];
   int row = first_row - R;
   fetch_or_clear(row, Below::kUnknown);
@@ -379,8 +356,8 @@ __device__ __forceinline__ void walk_strip(const Params<T>& p, const StripPlan& 
   }
 }
 
-// 128 registers let four blocks of four warps share a multiprocessor. The
-// general kernels carry more addresses and sums, float64 twice the width.
+// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and
+// sums, float64 twice the width.
 template <typename T, Columns kLayout, Work kWork>
 constexpr int kMinBlocks = sizeof(T) == 8                                   ? 2
                            : kLayout == Columns::kUnit && !kHasStats<kWork> ? 4
@@ -392,9 +369,8 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<T, kLayout, kWork>))
                  const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<T, R>*>(shared_memory);
-  // The shuffle tells the compiler what it can't see: that a warp walks one
-  // strip, so that counters and plane offsets are scalars of the warp and
-  // __syncwarp() needs no branch. That saves 12 instructions a pixel.
+  // The shuffle tells the compiler what it can't see: that a warp walks one strip, so that counters and plane offsets
+  // are scalars of the warp and __syncwarp() needs no branch. Without it there are spills (docs/performance.md).
   const uint32_t warp = __shfl_sync(kFullWarp, threadIdx.x / kLanes, 0);
   const uint32_t strip = blockIdx.x * kWarps + warp;
   Sums<T, kSumsOf<kWork>> sums;
