@@ -61,8 +61,8 @@ struct Moments {
 template <typename Math, typename V, typename T>
 PSPL_FN V similarity(V mean_s, V mean_d, V variance_s, V variance_d, T twice_c1, T twice_c2) {
   const V luminance = Math::normalized_difference(mean_s * mean_s + twice_c1, mean_d * mean_d);
-  const V structure = Math::normalized_difference(Math::clamp_variance(variance_s, twice_c2),
-                                                  Math::clamp_variance(variance_d, T(0)));
+  const V structure =
+      Math::normalized_difference(Math::clamp_variance(variance_s, twice_c2), Math::clamp_variance(variance_d, T(0)));
   return luminance * structure;
 }
 

@@ -99,8 +99,8 @@ struct ForwardParams {
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = saved_gradient * grad_output * factor, element by element over dense memory, formed in the compute type and
-// rounded once to the gradient's dtype. The two may be the same memory.
+// gradient = saved_gradient * grad_output * factor, element by element over dense memory, formed in the compute type
+// and rounded once to the gradient's dtype. The two may be the same memory.
 template <typename T>
 struct BackwardParams {
   const T* saved_gradient;

@@ -1,12 +1,12 @@
-// The operators' CUDA implementation: device guard, current stream, workspace from torch's allocator, launch check.
+// The operators on CUDA tensors: device guard, current stream, workspace from torch's allocator, launch check.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <map>
 #include <mutex>
 
-#include "cuda/launch.h"
-#include "ops_common.h"
+#include "../cuda/launch.h"
+#include "operators.h"
 
 PSPL_EMPTY_MODULE(_cuda)
 
@@ -33,9 +33,9 @@ cudaStream_t current_stream(const Tensor& on_device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// The counter by which the last block of a launch knows that it is the last. It is 0 between launches, because a launch
-// leaves it so: launches that follow one another on a stream share one. A captured graph may be replayed on any stream
-// beside others: it gets a counter of its own, zeroed in the graph.
+// The counter that tells the last block of a launch that it is the last. A launch leaves it at 0, so launches that
+// follow one another on a stream share one. A captured graph may be replayed on any stream, beside others: it gets a
+// counter of its own, zeroed in the graph.
 Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
   const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -55,7 +55,7 @@ Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
 
 struct CudaBackend {
   template <typename T>
-  static void forward(const Params<T>& params, const Tensor& on_device) {
+  static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
     const cudaStream_t stream = current_stream(on_device);
     int multiprocessors = 0;
@@ -64,17 +64,17 @@ struct CudaBackend {
       check(cuda::forward<T>(params, {nullptr, nullptr}, multiprocessors, stream), on_device);
       return;
     }
-    Tensor partials = empty(on_device, cuda::forward_partials<T>(params, multiprocessors), ScalarType::Double);
+    Tensor partials = empty(on_device, {cuda::workspace_size<T>(params, multiprocessors)}, ScalarType::Double);
     Tensor counter = ticket(on_device, stream);
-    const cuda::Scratch scratch{static_cast<double*>(partials.mutable_data_ptr()),
-                                static_cast<unsigned*>(counter.mutable_data_ptr())};
-    check(cuda::forward<T>(params, scratch, multiprocessors, stream), on_device);
+    const cuda::Workspace workspace{static_cast<double*>(partials.mutable_data_ptr()),
+                                    static_cast<unsigned*>(counter.mutable_data_ptr())};
+    check(cuda::forward<T>(params, workspace, multiprocessors, stream), on_device);
   }
 
   template <typename T>
-  static void scale(const ScaleParams<T>& params, const Tensor& on_device) {
+  static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::scale<T>(params, current_stream(on_device)), on_device);
+    check(cuda::backward<T>(params, current_stream(on_device)), on_device);
   }
 };
 
