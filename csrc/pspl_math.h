@@ -129,6 +129,31 @@ PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T 
   return {(square + eps_squared) * inverse_root, weight * difference * inverse_root};
 }
 
+// Multiplies every pixel's loss and gradient by `scale` (1/n for a mean, the weight of the loss) at no cost per pixel.
+// Eq. 10 is homogeneous in (M_a, eps): of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps. So it
+// suffices to scale gamma and eps, on the host. eps^2 stays a normal number: below that its effect is less than rounding.
+template <typename T>
+void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale) {
+  const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
+  p.gamma = static_cast<T>(gamma * factor);
+  // As rounded, so that the mean attention can be recovered from the sum of the scaled one.
+  p.attention_scale = gamma > 0 ? static_cast<double>(p.gamma) / gamma : 1.0;
+  const double eps_squared = eps * eps * factor * factor;
+  p.eps_squared = static_cast<T>(std::fmax(eps_squared, static_cast<double>(std::numeric_limits<T>::min())));
+}
+
+// Stores the total over all pixels of one of the sums.
+template <typename T>
+PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
+  if (sum == kLossSum) {
+    if (p.loss != nullptr) *p.loss = static_cast<T>(total);
+  } else if (p.stats != nullptr) {
+    // Divided, not multiplied by 1 / n: the mean of n ones is 1.
+    const double mean = total / static_cast<double>(p.numel());
+    p.stats[sum - 1] = static_cast<T>(sum == kAttentionSum ? mean / p.attention_scale : mean);
+  }
+}
+
 // ---------------------------------------------------------------- padding
 
 // The index of the pixel at position i of a line of n pixels, for any i: negative, or beyond the end by several

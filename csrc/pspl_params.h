@@ -68,8 +68,7 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(sum of the loss)/d(sr): the gradient before the factor grad_output / n. Kept apart from 1 / n, so that it neither
-  // underflows nor loses digits.
+  // d(loss)/d(sr): the finished gradient for grad_output = 1.
   OutputImage<T> gradient;
   OutputImage<T> map;
   Output output;
@@ -83,29 +82,30 @@ struct ForwardParams {
   T twice_c2;              // 2 (k2 L)^2
   T alpha;
   T beta;
-  T gamma;
+  T gamma;  // times attention_scale
   T mu;
-  T eps_squared;
+  T eps_squared;  // charbonnier: times attention_scale^2
 
   T step;                   // used if step_tensor is null
   const void* step_tensor;  // 0-dim, in the kernel's memory, read by the kernel
   DType step_dtype;         // kFloat32 or kFloat64
 
-  double loss_scale;  // 1/n for kMean, 1 for kSum
-  T* loss;            // 0-dim; null if no reduced loss is asked for
-  T* stats;           // [kNumStats]; null if not asked for
+  // Makes each pixel's loss and gradient those of the reduced loss, times its weight: see fold_scale().
+  double attention_scale;
+  T* loss;   // 0-dim; null if no reduced loss is asked for
+  T* stats;  // [kNumStats]; null if not asked for
 
   PSPL_FN int64_t planes() const { return leading[0] * leading[1] * leading[2]; }
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = saved_gradient * grad_output * factor, element by element over dense memory, formed in the compute type
+// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in the compute type
 // and rounded once to the gradient's dtype. The two may be the same memory.
 template <typename T>
 struct BackwardParams {
   const T* saved_gradient;
   const T* grad_output;  // 0-dim, in the kernel's memory
-  double factor;         // loss_scale for sr, -loss_scale for hr
+  T factor;              // 1 for sr, -1 for hr
   void* gradient;
   DType dtype;
   int64_t numel;

@@ -92,14 +92,14 @@ struct Constants {
   double sigma, c1, c2;
   int64_t padding;
   int64_t distance;
-  double eps;
+  double eps, loss_weight;
 };
 
 // Everything but the outputs. pspl_cuda/config.py has checked all this with better sentences; these checks guard
 // operators that are called directly.
 template <typename T>
 ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::optional<Tensor>& step_tensor, double step,
-                             const Constants& constants) {
+                             const Constants& constants, int64_t output) {
   const auto sizes = sr.sizes();
   const int64_t rank = sr.dim();
   STD_TORCH_CHECK(rank >= 3 && rank <= 5, "sr must have 3 to 5 dimensions, but has ", rank, ".");
@@ -114,6 +114,8 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
                   "unknown padding ", constants.padding, ".");
   STD_TORCH_CHECK(constants.distance >= 0 && constants.distance <= static_cast<int64_t>(Distance::kCharbonnier),
                   "unknown distance ", constants.distance, ".");
+  STD_TORCH_CHECK(output >= 0 && output <= static_cast<int64_t>(Output::kAttentionMap), "unknown output ", output, ".");
+  STD_TORCH_CHECK(constants.loss_weight > 0, "loss_weight must be above 0, but is ", constants.loss_weight, ".");
 
   ForwardParams<T> p{};
   p.leading[0] = p.leading[1] = p.leading[2] = 1;
@@ -131,9 +133,11 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   p.twice_c2 = static_cast<T>(2 * constants.c2);
   p.alpha = static_cast<T>(constants.alpha);
   p.beta = static_cast<T>(constants.beta);
-  p.gamma = static_cast<T>(constants.gamma);
   p.mu = static_cast<T>(constants.mu);
-  p.eps_squared = static_cast<T>(constants.eps * constants.eps);
+  p.output = static_cast<Output>(output);
+  const double weight = p.output == Output::kAttentionMap ? 1.0 : constants.loss_weight;
+  const double elements = p.output == Output::kMean ? static_cast<double>(p.numel()) : 1.0;
+  fold_scale(p, constants.gamma, constants.eps, weight / elements);
 
   p.step = static_cast<T>(step);
   if (step_tensor.has_value()) {
@@ -169,7 +173,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(ForwardParams<T> p, const Tensor& 
   }
   if (with_gradient) p.gradient = output_image<T>(gradient);
   if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
-  p.loss_scale = p.output == Output::kMean ? 1.0 / static_cast<double>(p.numel()) : 1.0;
   Backend::template forward<T>(p, sr);
   return {result, gradient, stats};
 }
@@ -178,17 +181,13 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr, std::optional<Tensor> step_tensor,
                                               double step, double alpha, double beta, double gamma, double mu,
                                               int64_t window_size, double sigma, double c1, double c2, int64_t padding,
-                                              int64_t distance, double eps, int64_t output, bool with_gradient,
-                                              bool with_stats) {
-  STD_TORCH_CHECK(output >= 0 && output <= static_cast<int64_t>(Output::kAttentionMap), "unknown output ", output, ".");
-  const Constants constants{alpha, beta, gamma, mu, window_size, sigma, c1, c2, padding, distance, eps};
-  const auto run = [&](auto params) {
-    params.output = static_cast<Output>(output);
-    return forward_in<Backend>(params, sr, with_gradient, with_stats);
-  };
+                                              int64_t distance, double eps, double loss_weight,
+                                              int64_t output, bool with_gradient, bool with_stats) {
+  const Constants constants{alpha, beta, gamma, mu, window_size, sigma, c1, c2, padding, distance, eps, loss_weight};
+  const auto run = [&](auto params) { return forward_in<Backend>(params, sr, with_gradient, with_stats); };
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
-  return wide ? run(fill_params<double>(sr, hr, step_tensor, step, constants))
-              : run(fill_params<float>(sr, hr, step_tensor, step, constants));
+  return wide ? run(fill_params<double>(sr, hr, step_tensor, step, constants, output))
+              : run(fill_params<float>(sr, hr, step_tensor, step, constants, output));
 }
 
 // True if the elements fill their memory without gaps or overlap, in whatever order of the dimensions.
@@ -204,7 +203,7 @@ inline bool is_dense(const Tensor& tensor) {
 }
 
 template <typename Backend>
-void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, double factor) {
+void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, bool negate) {
   const ScalarType compute = saved_gradient.scalar_type();
   STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double,
                   "saved_gradient must be float32 or float64.");
@@ -219,7 +218,7 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
     using T = decltype(zero);
     const BackwardParams<T> p{static_cast<const T*>(saved_gradient.const_data_ptr()),
                               static_cast<const T*>(grad_output.const_data_ptr()),
-                              factor,
+                              negate ? T(-1) : T(1),
                               gradient.mutable_data_ptr(),
                               dtype_of(gradient, "dtype"),
                               saved_gradient.numel()};
@@ -229,15 +228,15 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
 }
 
 template <typename Backend>
-Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, double factor, ScalarType dtype) {
+Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, bool negate, ScalarType dtype) {
   Tensor gradient = empty_like(saved_gradient, dtype);
-  backward_into<Backend>(gradient, saved_gradient, grad_output, factor);
+  backward_into<Backend>(gradient, saved_gradient, grad_output, negate);
   return gradient;
 }
 
 template <typename Backend>
-void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output, double factor) {
-  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, factor);
+void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output) {
+  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, false);
 }
 
 }  // namespace pspl

@@ -13,7 +13,7 @@ struct alignas(sizeof(E) * kPerThread) Packet {
 // kPerThread elements at once where both pointers allow it; the last, incomplete packet goes element by element.
 template <typename T, typename E, int kPerThread>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams<T> p) {
-  const T factor = *p.grad_output * static_cast<T>(p.factor);
+  const T factor = *p.grad_output * p.factor;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread;
   E* const gradient = static_cast<E*>(p.gradient);
   if (first + kPerThread <= p.numel) {

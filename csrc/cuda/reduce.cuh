@@ -61,9 +61,7 @@ __device__ void reduce_and_store(const ForwardParams<T>& p, const Sums<T, kCount
     // shared.warp[i] was last read by thread 0 before the barrier above.
     const double total = block_sum(value, shared.warp[i]);
     if (threadIdx.x == 0) {
-      if (i == kLossSum && p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
-      // Divided, not multiplied by 1 / n: the mean of n ones is 1.
-      if (i > kLossSum && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total / static_cast<double>(p.numel()));
+      store_sum(p, i, total);
     }
   }
 }
