@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/launch.h"
-#include "pspl_taps.h"
+#include "cpu/dispatch.h"
+#include "pspl_math.h"
 
 using namespace pspl;
 
@@ -52,7 +52,7 @@ struct Case {
   bool everything = false;  // statistics and maps too
 };
 
-Layout layout_of(const Case& c, Kind kind) {
+Strides strides_of(const Case& c, Kind kind) {
   const int64_t d = c.size[1], channels = c.size[2], height = c.size[3], width = c.size[4];
   const int64_t plane = height * width, image = channels * plane;
   switch (kind) {
@@ -74,7 +74,7 @@ Layout layout_of(const Case& c, Kind kind) {
 }
 
 template <typename Visit>
-void for_each_offset(const Case& c, const Layout& l, Visit visit) {
+void for_each_offset(const Case& c, const Strides& l, Visit visit) {
   for (int64_t i = 0; i < c.size[0]; ++i)
     for (int64_t j = 0; j < c.size[1]; ++j)
       for (int64_t k = 0; k < c.size[2]; ++k)
@@ -83,7 +83,7 @@ void for_each_offset(const Case& c, const Layout& l, Visit visit) {
 }
 
 // Elements from the first to the last one in use.
-int64_t extent(const Case& c, const Layout& l) {
+int64_t extent(const Case& c, const Strides& l) {
   int64_t last = 0;
   for_each_offset(c, l, [&](int64_t offset) { last = std::max(last, offset); });
   return last + 1;
@@ -113,13 +113,13 @@ void put(void* data, DType dtype, int64_t index, float value) {
 
 struct Image {
   Image(const Case& c, DType dtype, Kind kind)
-      : layout(layout_of(c, kind)), memory(extent(c, layout) * bytes_of(dtype)), input{memory.data, dtype, layout} {
-    for_each_offset(c, layout,
+      : strides(strides_of(c, kind)), memory(extent(c, strides) * bytes_of(dtype)), input{memory.data, dtype, strides} {
+    for_each_offset(c, strides,
                     [&](int64_t offset) { put(memory.data, dtype, offset, float(generator() % 256) / 256); });
   }
-  Layout layout;
+  Strides strides;
   Memory memory;
-  Input input;
+  InputImage input;
 };
 
 template <typename T>
@@ -131,13 +131,13 @@ void keep(T value) {
 template <typename T>
 struct Result {
   Result(const Case& c, Kind kind, const char* name)
-      : c(c), name(name), count(extent(c, layout_of(c, kind))), memory(count * sizeof(T)) {
-    output = {static_cast<T*>(memory.data), layout_of(c, kind)};
+      : c(c), name(name), count(extent(c, strides_of(c, kind))), memory(count * sizeof(T)) {
+    output = {static_cast<T*>(memory.data), strides_of(c, kind)};
   }
 
   void check() const {
     std::vector<bool> inside(count, false);
-    for_each_offset(c, output.stride, [&](int64_t offset) {
+    for_each_offset(c, output.strides, [&](int64_t offset) {
       inside[offset] = true;
       if (std::isnan(output.data[offset])) fail(std::string(name) + " is not a number at " + std::to_string(offset));
       keep(output.data[offset]);
@@ -151,7 +151,7 @@ struct Result {
   const char* name;
   int64_t count;
   Memory memory;
-  Output<T> output;
+  OutputImage<T> output;
 };
 
 template <typename T>
@@ -165,7 +165,7 @@ void check_numbers(const T* data, int count, const char* name) {
 template <typename T>
 void run(const Case& c) {
   const Image sr(c, c.sr, c.sr_layout), hr(c, c.hr, c.hr_layout);
-  Params<T> p{};
+  ForwardParams<T> p{};
   std::copy_n(c.size, kLeadingDims, p.leading);
   p.height = c.size[3];
   p.width = c.size[4];
@@ -184,20 +184,20 @@ void run(const Case& c) {
   p.loss_scale = 1.0 / static_cast<double>(p.numel());
 
   const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));
-  const Result<T> residual(c, c.out_layout, "residual");
-  p.residual = residual.output;
+  const Result<T> gradient(c, c.out_layout, "gradient");
+  p.gradient = gradient.output;
   p.loss = static_cast<T*>(loss.data);
   if (c.everything) p.stats = static_cast<T*>(stats.data);
   cpu::forward<T>(p, run_jobs);
-  residual.check();
+  gradient.check();
   check_numbers(p.loss, 1, "loss");
   if (!c.everything) return;
   check_numbers(p.stats, kNumStats, "stats");
-  for (const MapKind kind : {MapKind::kLoss, MapKind::kSimilarity, MapKind::kAttention}) {
+  for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
     const Result<T> map(c, c.out_layout, "map");
     p.map = map.output;
-    p.map_kind = kind;
-    p.residual = {};
+    p.output = output;
+    p.gradient = {};
     p.loss = p.stats = nullptr;
     cpu::forward<T>(p, run_jobs);
     map.check();
@@ -214,13 +214,14 @@ double value_of(const void* data, DType dtype, int64_t i) {
 
 // The backward pass, also from an element that no vector is aligned to.
 template <typename T>
-void scale(int64_t count, DType dtype) {
+void run_backward(int64_t count, DType dtype) {
   for (int64_t offset = 0; offset < 2; ++offset) {
-    const Memory residual((count + offset) * sizeof(T)), upstream(sizeof(T)), gradient(count * bytes_of(dtype));
-    T* const from = static_cast<T*>(residual.data) + offset;
+    const Memory saved_gradient((count + offset) * sizeof(T)), grad_output(sizeof(T)),
+        gradient(count * bytes_of(dtype));
+    T* const from = static_cast<T*>(saved_gradient.data) + offset;
     for (int64_t i = 0; i < count; ++i) from[i] = T(generator() % 512) / 256 - 1;
-    *static_cast<T*>(upstream.data) = T(0.5);
-    cpu::scale<T>({from, static_cast<T*>(upstream.data), 1.0, gradient.data, dtype, count}, run_jobs);
+    *static_cast<T*>(grad_output.data) = T(0.5);
+    cpu::backward<T>({from, static_cast<T*>(grad_output.data), 1.0, gradient.data, dtype, count}, run_jobs);
     for (int64_t i = 0; i < count; ++i)
       if (std::isnan(value_of(gradient.data, dtype, i))) fail("gradient is not a number at " + std::to_string(i));
   }
@@ -305,8 +306,8 @@ int main(int count, char** arguments) {
   // Around the vectors and the chunks that the backward pass is cut into.
   for (const DType dtype : kDTypes) {
     for (const int64_t n : {1, 7, 65, (1 << 16) - 1, (1 << 16) + 1}) {
-      if (dtype != DType::kFloat64) scale<float>(n, dtype);
-      scale<double>(n, dtype);
+      if (dtype != DType::kFloat64) run_backward<float>(n, dtype);
+      run_backward<double>(n, dtype);
     }
   }
   if (dump != nullptr && std::fclose(dump) != 0) fail("the dump can't be written");

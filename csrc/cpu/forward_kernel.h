@@ -1,32 +1,26 @@
-// The fused forward kernel and the backward scaling, once for every instruction set: each kernel_*.cpp names one
-// (PSPL_ISA, PSPL_VECTOR_BYTES), includes this file and is compiled with its flags. Everything lives in an anonymous
-// namespace, so that the linker never takes a function of one file for another's.
-//
-// A job is a tile: a strip of columns of a band of rows of one plane. It walks down its rows. Each row of s and d is
-// blurred along itself into a ring of 2 radius + 2 rows; two output rows at a time are blurred down the columns,
-// sharing most of what they need, and weighed. All that is live stays in the first-level cache.
-#include <new>
-#include <type_traits>
+// The forward pass. A job is a tile: a strip of columns of a band of rows of one plane. It walks down its rows. Each
+// row of s and d is blurred along itself into a ring of 2 radius + 2 rows; two output rows at a time are blurred down
+// the columns, sharing most of what they need, and weighted. All that is live stays in the first-level cache.
+#pragma once
+
+#include <cstdint>
 
 #include "../pspl_math.h"
-#include "kernels.h"
+#include "../pspl_params.h"
+#include "aligned_buffer.h"
+#include "dispatch.h"
+#include "elements.h"
+#include "instruction_set.h"
+#include "rows.h"
+#include "simd.h"
+#include "tiling.h"
 
 namespace pspl::cpu::PSPL_ISA {
 namespace {
 
-#include "vec.h"
-
-#include "elements.h"
-
-#include "tile.h"
-
-#include "rows.h"
-
-constexpr int kSums = kNumStats + 1;  // the statistics, then the loss
-
 // Over some window of s or d.
 template <typename V>
-struct Spread {
+struct MeanVariance {
   V mean;
   V variance;
 };
@@ -37,7 +31,7 @@ struct Window {
   V tap[(kRadius >= 0 ? kRadius : kMaxRadius) + 1];
   int runtime_radius;
 
-  PSPL_INLINE explicit Window(const Params<T>& p) : runtime_radius(p.radius) {
+  PSPL_INLINE explicit Window(const ForwardParams<T>& p) : runtime_radius(p.radius) {
     for (int k = 0; k <= radius(); ++k) tap[k] = V(p.taps[k]);
   }
   PSPL_INLINE int radius() const { return kRadius >= 0 ? kRadius : runtime_radius; }
@@ -52,16 +46,16 @@ class TileKernel {
 
   // What the ring holds of one vector of columns.
   struct Cell {
-    Spread<V> s;  // over the window along the row
-    Spread<V> d;
+    MeanVariance<V> s;  // over the window along the row
+    MeanVariance<V> d;
     V centre_d;
   };
 
  public:
-  TileKernel(const Params<T>& params, T inverse_width, const Tile& tile)
+  TileKernel(const ForwardParams<T>& params, T inverse_delta, const Tile& tile)
       : p_(params),
         tile_(tile),
-        inverse_width_(inverse_width),
+        inverse_delta_(inverse_delta),
         radius_(kRadius >= 0 ? kRadius : params.radius),
         columns_(tile.right - tile.left),
         vectors_(divide_up(columns_, kLanes)),
@@ -70,13 +64,13 @@ class TileKernel {
         rows_(2 * (2 * radius_ + 2)),
         lines_(kLines * line_vectors()) {
     for (int i = 0; i < 2 * (2 * radius_ + 2); ++i) rows_.get()[i] = ring_.get() + i % (2 * radius_ + 2) * vectors_;
-    // The zero padding beside the image; behind the halo, it keeps lanes that nobody reads from being garbage.
+    // The zero padding beside the image. Behind the halo, it keeps unused lanes from holding garbage.
     for (int i = 0; i < kSimilarity * line_vectors(); ++i) lines_.get()[i] = V(T(0));
     for (int i = 0; i < vectors_ * kLanes; ++i)
       scalars(kInside)[i] = bit_cast<T>(i < columns_ ? ~typename V::Bits(0) : typename V::Bits(0));
   }
 
-  // Fills the outputs of the tile, and sums[kSums].
+  // Fills the outputs of the tile, and sums[kNumSums].
   void run(double* sums) {
     const int ring_rows = 2 * radius_ + 2;
     read_two_rows(tile_.top - radius_);
@@ -94,15 +88,15 @@ class TileKernel {
       if (y + 1 < tile_.bottom) finish_row(y + 1, rows[radius_ + 1], line(kSimilarity + 1));
       start = (start + 2) % ring_rows;
     }
-    for (int i = 0; i < kSums; ++i) {
+    for (int i = 0; i < kNumSums; ++i) {
       sums[i] = 0;
       for (int lane = 0; lane < kLanes; ++lane) sums[i] += sums_[i][lane];
     }
   }
 
  private:
-  // Lines of scratch, each as wide as a row with its halo on both sides.
-  enum { kS, kD = kS + 2, kSimilarity = kD + 2, kAttention = kSimilarity + 2, kLoss, kResidual, kInside, kLines };
+  // Lines of workspace, each as wide as a row with its halo on both sides.
+  enum { kS, kD = kS + 2, kSimilarity = kD + 2, kAttention = kSimilarity + 2, kLoss, kGradient, kInside, kLines };
 
   int64_t line_vectors() const { return vectors_ + 2 * divide_up(radius_, kLanes); }
   V* line(int which) const { return lines_.get() + which * line_vectors() + divide_up(radius_, kLanes); }
@@ -131,7 +125,7 @@ class TileKernel {
   // The pixel at the centre is taken off its neighbours before they are squared: rounding stays small beside the
   // variance whatever the mean, and NaN and Inf stay within their windows. The taps are symmetric: pixels at the same
   // distance are added first, by the adders, which run beside the multipliers.
-  static PSPL_INLINE Spread<V> blur_along(const Window& window, const T* at) {
+  static PSPL_INLINE MeanVariance<V> blur_along(const Window& window, const T* at) {
     const int radius = window.radius();
     const V centre = V::load(at);
     V mean(T(0)), square(T(0));
@@ -154,19 +148,19 @@ class TileKernel {
     V* upper = line(kSimilarity);
     V* lower = line(kSimilarity + 1);
     for (int v = 0, vectors = vectors_; v < vectors; ++v) {
-      Spread<V> s[2], d[2];
+      MeanVariance<V> s[2], d[2];
       blur_down(window, rows, v, &Cell::s, s);
       blur_down(window, rows, v, &Cell::d, d);
-      upper[v] = similarity(s[0].mean, d[0].mean, s[0].variance + twice_c2, d[0].variance, twice_c1, twice_c2);
-      lower[v] = similarity(s[1].mean, d[1].mean, s[1].variance + twice_c2, d[1].variance, twice_c1, twice_c2);
+      upper[v] = similarity<Simd>(s[0].mean, d[0].mean, s[0].variance + twice_c2, d[0].variance, twice_c1, twice_c2);
+      lower[v] = similarity<Simd>(s[1].mean, d[1].mean, s[1].variance + twice_c2, d[1].variance, twice_c1, twice_c2);
     }
   }
 
   // The variance of a window is the mean of the variances of its rows, plus the variance of their means: of mean^2 +
   // variance, once the mean of the upper centre row is taken off all means. Of the rows at distance k from the two
   // centres, half were those at distance k - 1 from the other one.
-  static PSPL_INLINE void blur_down(const Window& window, Cell* const* rows, int v, Spread<V> Cell::* which,
-                                    Spread<V>* out) {
+  static PSPL_INLINE void blur_down(const Window& window, Cell* const* rows, int v, MeanVariance<V> Cell::* which,
+                                    MeanVariance<V>* out) {
     const int radius = window.radius();
     if (radius == 0) {  // The two windows have no row in common, hence no pivot: a NaN would leave its window.
       out[0] = rows[0][v].*which;
@@ -179,7 +173,7 @@ class TileKernel {
     };
     const V pivot = (rows[radius][v].*which).mean;
     const auto row_at = [&](int row) -> Row {
-      const Spread<V>& along = rows[row][v].*which;
+      const MeanVariance<V>& along = rows[row][v].*which;
       const V mean = along.mean - pivot;
       return {mean, multiply_add(mean, mean, along.variance)};
     };
@@ -204,63 +198,63 @@ class TileKernel {
 
   // From the similarity of a row to all its outputs.
   void finish_row(int64_t y, const Cell* cells, const V* similarity) {
-    if (map_wanted(MapKind::kSimilarity)) write(p_.map, y, similarity);
-    if (p_.loss == nullptr && p_.stats == nullptr && p_.residual.data == nullptr &&
-        (p_.map.data == nullptr || p_.map_kind == MapKind::kSimilarity))
+    if (map_wanted(Output::kSimilarityMap)) write(p_.map, y, similarity);
+    if (p_.loss == nullptr && p_.stats == nullptr && p_.gradient.data == nullptr &&
+        (p_.map.data == nullptr || p_.output == Output::kSimilarityMap))
       return;
     switch (p_.distance) {
       case Distance::kL1:
-        weigh_row<Distance::kL1>(y, cells, similarity);
+        weight_row<Distance::kL1>(y, cells, similarity);
         break;
       case Distance::kL2:
-        weigh_row<Distance::kL2>(y, cells, similarity);
+        weight_row<Distance::kL2>(y, cells, similarity);
         break;
       case Distance::kCharbonnier:
-        weigh_row<Distance::kCharbonnier>(y, cells, similarity);
+        weight_row<Distance::kCharbonnier>(y, cells, similarity);
         break;
     }
-    if (map_wanted(MapKind::kAttention)) write(p_.map, y, line(kAttention));
-    if (map_wanted(MapKind::kLoss)) write(p_.map, y, line(kLoss));
+    if (map_wanted(Output::kAttentionMap)) write(p_.map, y, line(kAttention));
+    if (map_wanted(Output::kLossMap)) write(p_.map, y, line(kLoss));
     if (p_.stats != nullptr) add_stats(cells, similarity);
   }
 
-  bool map_wanted(MapKind kind) const { return p_.map.data != nullptr && p_.map_kind == kind; }
+  bool map_wanted(Output map) const { return p_.map.data != nullptr && p_.output == map; }
 
   template <Distance kDistance>
-  void weigh_row(int64_t y, const Cell* cells, const V* similarity) {
-    const T inverse_width = inverse_width_, gamma = p_.gamma, mu = p_.mu, eps_squared = p_.eps_squared;
-    const bool attention_wanted = p_.stats != nullptr || map_wanted(MapKind::kAttention);
-    const bool loss_wanted = map_wanted(MapKind::kLoss);
+  void weight_row(int64_t y, const Cell* cells, const V* similarity) {
+    const T inverse_delta = inverse_delta_, gamma = p_.gamma, mu = p_.mu, eps_squared = p_.eps_squared;
+    const bool attention_wanted = p_.stats != nullptr || map_wanted(Output::kAttentionMap);
+    const bool loss_wanted = map_wanted(Output::kLossMap);
     V* const attention_line = line(kAttention);
     V* const loss_line = line(kLoss);
     const V* const inside = line(kInside);
     // Straight to the user's memory if the row is dense there, and whole vectors wide.
     const bool in_place =
-        p_.residual.data != nullptr && p_.residual.stride.column == 1 && columns_ == vectors_ * kLanes;
-    T* const residual = in_place ? address(p_.residual, y) : scalars(kResidual);
+        p_.gradient.data != nullptr && p_.gradient.strides.column == 1 && columns_ == vectors_ * kLanes;
+    T* const gradient = in_place ? address(p_.gradient, y) : scalars(kGradient);
     V sum(T(0));
     for (int v = 0, vectors = vectors_; v < vectors; ++v) {
-      const V m_a = attention(similarity[v], inverse_width, gamma, mu);
-      const Weighted<V> w = weighted(kDistance, m_a, cells[v].centre_d, eps_squared);
-      w.residual.store(residual + v * kLanes);
+      const V m_a = attention<Simd>(similarity[v], inverse_delta, gamma, mu);
+      const PixelLoss<V> w = pixel_loss<Simd>(kDistance, m_a, cells[v].centre_d, eps_squared);
+      w.gradient.store(gradient + v * kLanes);
       if (attention_wanted) attention_line[v] = m_a;
       if (loss_wanted) loss_line[v] = w.loss;
       sum = sum + only(inside[v], w.loss);
     }
-    add(kNumStats, sum);
-    if (p_.residual.data != nullptr && !in_place) write(p_.residual, y, line(kResidual));
+    add(kLossSum, sum);
+    if (p_.gradient.data != nullptr && !in_place) write(p_.gradient, y, line(kGradient));
   }
 
   void add_stats(const Cell* cells, const V* similarity) {
-    V sums[kNumStats] = {V(T(0)), V(T(0)), V(T(0)), V(T(0))};
+    V sums[kNumSums] = {V(T(0)), V(T(0)), V(T(0)), V(T(0)), V(T(0))};
     for (int v = 0; v < vectors_; ++v) {
       const V inside = line(kInside)[v], d = cells[v].centre_d;
-      sums[kAbsError] = sums[kAbsError] + only(inside, absolute(d));
-      sums[kSquaredError] = sums[kSquaredError] + only(inside, d * d);
-      sums[kSimilarityStat] = sums[kSimilarityStat] + only(inside, similarity[v]);
-      sums[kAttentionStat] = sums[kAttentionStat] + only(inside, line(kAttention)[v]);
+      sums[kAbsErrorSum] = sums[kAbsErrorSum] + only(inside, Simd::absolute(d));
+      sums[kSquaredErrorSum] = sums[kSquaredErrorSum] + only(inside, d * d);
+      sums[kSimilaritySum] = sums[kSimilaritySum] + only(inside, similarity[v]);
+      sums[kAttentionSum] = sums[kAttentionSum] + only(inside, line(kAttention)[v]);
     }
-    for (int i = 0; i < kNumStats; ++i) add(i, sums[i]);
+    for (int i = kAbsErrorSum; i < kNumSums; ++i) add(i, sums[i]);
   }
 
   // One row is summed in the compute type, rows in double.
@@ -270,14 +264,14 @@ class TileKernel {
     for (int lane = 0; lane < kLanes; ++lane) sums_[which][lane] += lanes[lane];
   }
 
-  T* address(const Output<T>& output, int64_t y) const {
-    return output.data + tile_.offset(output.stride) + y * output.stride.row + tile_.left * output.stride.column;
+  T* address(const OutputImage<T>& image, int64_t y) const {
+    return image.data + tile_.offset(image.strides) + y * image.strides.row + tile_.left * image.strides.column;
   }
 
-  void write(const Output<T>& output, int64_t y, const V* row) const {
+  void write(const OutputImage<T>& image, int64_t y, const V* row) const {
     const T* from = reinterpret_cast<const T*>(row);
-    T* to = address(output, y);
-    const int64_t stride = output.stride.column;
+    T* to = address(image, y);
+    const int64_t stride = image.strides.column;
     if (stride == 1) {
       __builtin_memcpy(to, from, columns_ * sizeof(T));
     } else {
@@ -285,25 +279,25 @@ class TileKernel {
     }
   }
 
-  const Params<T>& p_;
+  const ForwardParams<T>& p_;
   const Tile tile_;
-  const T inverse_width_;
+  const T inverse_delta_;
   const int radius_;
   const int columns_;
   const int vectors_;
   const RowReader<T> reader_;
-  const Scratch<Cell> ring_;
-  const Scratch<Cell*> rows_;  // the rows of the ring, twice over: from any start they can be read in order
-  const Scratch<V> lines_;
-  double sums_[kSums][kLanes] = {};
+  const AlignedBuffer<Cell> ring_;
+  const AlignedBuffer<Cell*> rows_;  // the rows of the ring, twice over: from any start they can be read in order
+  const AlignedBuffer<V> lines_;
+  double sums_[kNumSums][kLanes] = {};
 };
 
 template <typename T>
 struct ForwardJobs {
-  const Params<T>& params;
+  const ForwardParams<T>& params;
   const Tiling<T> tiling;
-  const T inverse_width;
-  double* const sums;  // [tiles][kSums]
+  const T inverse_delta;
+  double* const sums;  // [tiles][kNumSums]
 };
 
 template <typename T, int kRadius>
@@ -313,7 +307,7 @@ void forward_job(void* context, int64_t job) {
   const int64_t end = begin + jobs.tiling.tiles_of_a_job;
   for (int64_t index = begin; index < end && index < jobs.tiling.tiles; ++index) {
     const Tile tile = tile_of(jobs.params, jobs.tiling, index);
-    TileKernel<T, kRadius>(jobs.params, jobs.inverse_width, tile).run(jobs.sums + index * kSums);
+    TileKernel<T, kRadius>(jobs.params, jobs.inverse_delta, tile).run(jobs.sums + index * kNumSums);
   }
 }
 
@@ -336,58 +330,20 @@ auto forward_job_of(int radius) {
 }
 
 template <typename T>
-void forward(const Params<T>& params, ParallelFor parallel_for) {
+void forward(const ForwardParams<T>& params, ParallelFor parallel_for) {
   const Tiling<T> tiling(params);
-  const Scratch<double> tile_sums(tiling.tiles * kSums);
-  ForwardJobs<T> jobs{params, tiling, inverse_width_of(params), tile_sums.get()};
+  const AlignedBuffer<double> tile_sums(tiling.tiles * kNumSums);
+  ForwardJobs<T> jobs{params, tiling, inverse_delta_of<Simd>(params), tile_sums.get()};
   parallel_for(tiling.jobs(), forward_job_of<T>(params.radius), &jobs);
 
-  double sums[kSums] = {};
+  double sums[kNumSums] = {};
   for (int64_t tile = 0; tile < tiling.tiles; ++tile)
-    for (int i = 0; i < kSums; ++i) sums[i] += tile_sums.get()[tile * kSums + i];
-  if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kNumStats]);
+    for (int i = 0; i < kNumSums; ++i) sums[i] += tile_sums.get()[tile * kNumSums + i];
+  if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kLossSum]);
   // Divided, not multiplied by 1 / n: the mean of a map of ones is then exactly 1.
   if (params.stats != nullptr)
-    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i] / double(params.numel()));
-}
-
-constexpr int64_t kScaleChunk = 1 << 16;
-
-template <typename T>
-struct ScaleJobs {
-  const ScaleParams<T>& params;
-  const T factor;
-};
-
-template <typename T>
-void scale_job(void* context, int64_t job) {
-  const auto& jobs = *static_cast<const ScaleJobs<T>*>(context);
-  const ScaleParams<T>& p = jobs.params;
-  const T factor = jobs.factor;
-  const int64_t begin = job * kScaleChunk;
-  const int64_t count = p.numel - begin < kScaleChunk ? p.numel - begin : kScaleChunk;
-  const T* from = p.residual + begin;
-  with_element(p.dtype, [&](auto* type) {
-    using E = std::remove_pointer_t<decltype(type)>;
-    E* to = static_cast<E*>(p.gradient) + begin;
-    // The same memory or apart: no element depends on another.
-#if defined(__clang__)
-#pragma clang loop vectorize(assume_safety)
-#else
-#pragma GCC ivdep
-#endif
-    for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(from[i] * factor);
-  });
-}
-
-template <typename T>
-void scale(const ScaleParams<T>& params, ParallelFor parallel_for) {
-  ScaleJobs<T> jobs{params, T(double(*params.upstream) * params.factor)};
-  parallel_for(divide_up(params.numel, kScaleChunk), &scale_job<T>, &jobs);
+    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i + 1] / double(params.numel()));
 }
 
 }  // namespace
-
-const Kernels kernels = {&forward<float>, &forward<double>, &scale<float>, &scale<double>};
-
 }  // namespace pspl::cpu::PSPL_ISA

@@ -1,20 +1,21 @@
-// Chooses the instruction set, once for the life of the process.
+#include "dispatch.h"
+
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels.h"
+#include "../pspl_params.h"
+#include "kernel_table.h"
 
 namespace pspl::cpu {
 namespace {
 
 struct InstructionSet {
   const char* name;
-  const Kernels* kernels;
+  const KernelTable* kernels;
   bool supported;
 };
 
-// The best set that the processor has and that is not above the one PSPL_CPU_ISA names. A name that is none of
-// ours asks for nothing, as if the variable were not set.
+// An unknown name in PSPL_CPU_ISA has no effect.
 InstructionSet choose() {
   const InstructionSet sets[] = {
 #if defined(__x86_64__)
@@ -45,23 +46,23 @@ const InstructionSet& chosen() {
 const char* instruction_set() { return chosen().name; }
 
 template <>
-void forward(const Params<float>& params, ParallelFor parallel_for) {
+void forward(const ForwardParams<float>& params, ParallelFor parallel_for) {
   chosen().kernels->forward_float(params, parallel_for);
 }
 
 template <>
-void forward(const Params<double>& params, ParallelFor parallel_for) {
+void forward(const ForwardParams<double>& params, ParallelFor parallel_for) {
   chosen().kernels->forward_double(params, parallel_for);
 }
 
 template <>
-void scale(const ScaleParams<float>& params, ParallelFor parallel_for) {
-  chosen().kernels->scale_float(params, parallel_for);
+void backward(const BackwardParams<float>& params, ParallelFor parallel_for) {
+  chosen().kernels->backward_float(params, parallel_for);
 }
 
 template <>
-void scale(const ScaleParams<double>& params, ParallelFor parallel_for) {
-  chosen().kernels->scale_double(params, parallel_for);
+void backward(const BackwardParams<double>& params, ParallelFor parallel_for) {
+  chosen().kernels->backward_double(params, parallel_for);
 }
 
 }  // namespace pspl::cpu

@@ -1,7 +1,14 @@
 // How an image is cut into jobs, from its size alone: never from the number of threads, so that the result is the same,
 // bit for bit, on any number of them.
-//
-// Included inside the namespace of one instruction set (kernel.h).
+#pragma once
+
+#include <cstdint>
+
+#include "../pspl_params.h"
+#include "instruction_set.h"
+
+namespace pspl::cpu::PSPL_ISA {
+namespace {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -27,7 +34,7 @@ struct Tiling {
   int64_t tiles;
   int64_t tiles_of_a_job;
 
-  explicit Tiling(const Params<T>& p) {
+  explicit Tiling(const ForwardParams<T>& p) {
     strips = divide_up(p.width, kStripColumns<T>);
     band_rows = divide_up(p.height, divide_up(kEnoughTiles, p.planes() * strips));
     if (band_rows < kShortestBand) band_rows = kShortestBand;
@@ -47,12 +54,12 @@ struct Tile {
   int64_t leading[kLeadingDims];
   int64_t top, bottom, left, right;
 
-  int64_t offset(const Layout& stride) const { return stride.plane_offset(leading[0], leading[1], leading[2]); }
+  int64_t offset(const Strides& strides) const { return strides.plane_offset(leading[0], leading[1], leading[2]); }
 };
 
 // The channel runs fastest: the tiles of a channels_last image that share their memory follow each other.
 template <typename T>
-Tile tile_of(const Params<T>& p, const Tiling<T>& tiling, int64_t index) {
+Tile tile_of(const ForwardParams<T>& p, const Tiling<T>& tiling, int64_t index) {
   Tile tile;
   tile.leading[2] = index % p.leading[2];
   index /= p.leading[2];
@@ -67,19 +74,5 @@ Tile tile_of(const Params<T>& p, const Tiling<T>& tiling, int64_t index) {
   return tile;
 }
 
-// Scratch memory on cache lines, not initialised. std::vector would leave one copy of its code for all instruction
-// sets.
-template <typename E>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : data_(static_cast<E*>(::operator new(count * sizeof(E), kAlignment))) {}
-  ~Scratch() { ::operator delete(data_, kAlignment); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  E* get() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  E* data_;
-};
+}  // namespace
+}  // namespace pspl::cpu::PSPL_ISA

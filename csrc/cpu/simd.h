@@ -1,10 +1,12 @@
-// N numbers side by side, over the vector extensions of g++ and clang, with the operators and primitives that the
-// formulas of pspl_math.h ask for. Argument-dependent lookup finds them, so the formulas need not know of vectors.
-//
-// Included inside the namespace of one instruction set (kernel.h): nothing here may be shared between files that
-// are compiled with different -m flags.
+// N numbers side by side, over the vector extensions of g++ and clang, and the Math policy of pspl_math.h for them.
+#pragma once
 
-#define PSPL_INLINE inline __attribute__((always_inline))
+#include <cstdint>
+
+#include "instruction_set.h"
+
+namespace pspl::cpu::PSPL_ISA {
+namespace {
 
 template <typename T>
 struct BitsOf;
@@ -72,28 +74,8 @@ PSPL_VEC Vec<T, N> operator-(Vec<T, N> x) { return Vec<T, N>(-x.raw); }
 // a * b + c in one expression on the raw vectors: what both compilers contract to one instruction.
 PSPL_VEC Vec<T, N> multiply_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) { return Vec<T, N>(a.raw * b.raw + c.raw); }
 
-PSPL_VEC Vec<T, N> select(Mask<T, N> condition, Vec<T, N> a, Vec<T, N> b) {
-  return Vec<T, N>(condition.raw ? a.raw : b.raw);
-}
-
 // x where the mask has ones, 0 where it has zeros, whatever x is there.
 PSPL_VEC Vec<T, N> only(Vec<T, N> mask, Vec<T, N> x) { return Vec<T, N>(mask.bits() & x.bits()); }
-
-template <typename T>
-constexpr typename BitsOf<T>::type kSignBit = typename BitsOf<T>::type(1) << (8 * sizeof(T) - 1);
-
-PSPL_VEC Vec<T, N> absolute(Vec<T, N> x) { return Vec<T, N>(x.bits() & ~kSignBit<T>); }
-
-PSPL_VEC Vec<T, N> copy_sign(Vec<T, N> magnitude, Vec<T, N> sign) {
-  return Vec<T, N>((magnitude.bits() & ~kSignBit<T>) | (sign.bits() & kSignBit<T>));
-}
-
-PSPL_VEC Vec<T, N> clamp_variance(Vec<T, N> x, T least) {
-  const Vec<T, N> floor(least);
-  return Vec<T, N>(x.raw > floor.raw ? x.raw : floor.raw);
-}
-
-PSPL_VEC Vec<T, N> balance(Vec<T, N> same, Vec<T, N> apart) { return T(1) - T(2) * (apart / (same + apart)); }
 
 // 2^f for |f| <= 1/2 is a polynomial: interpolation at the Chebyshev nodes of (2^f - 1) / f, so that 2^0 is exactly 1.
 // Adding kRound pushes the fraction out of the mantissa, which leaves the nearest integer in the low bits.
@@ -123,17 +105,6 @@ struct Exp2<double> {
                                                        7.070977866508138e-09};
 };
 
-// For x <= 0, all that attention() asks for. Below the normal numbers 0, -infinity included; NaN stays NaN.
-PSPL_VEC Vec<T, N> exp2_of(Vec<T, N> x) {
-  using E = Exp2<T>;
-  const Vec<T, N> shifted = x + E::kRound;
-  const Vec<T, N> f = x - (shifted - E::kRound);
-  Vec<T, N> power(E::kCoefficient[E::kDegree]);
-  for (int i = E::kDegree - 1; i >= 0; --i) power = multiply_add(power, f, Vec<T, N>(E::kCoefficient[i]));
-  const Vec<T, N> scaled(power.bits() + (shifted.bits() << E::kMantissa));
-  return select(x < Vec<T, N>(T(E::kSmallest)), Vec<T, N>(T(0)), scaled);
-}
-
 // Newton's iteration from the well-known guess on the exponent bits; each step squares the relative error, 0.034 at
 // first. 0 gives a large finite number, so that 0 times it stays 0.
 template <typename T>
@@ -149,12 +120,70 @@ struct InverseRoot<double> {
   static constexpr int kSteps = 4;
 };
 
-PSPL_VEC Vec<T, N> reciprocal_sqrt(Vec<T, N> x) {
-  using R = InverseRoot<T>;
-  const Vec<T, N> half = T(0.5) * x;
-  Vec<T, N> y(R::kGuess - (x.bits() >> 1));
-  for (int step = 0; step < R::kSteps; ++step) y = y * (T(1.5) - half * y * y);
-  return y;
-}
-
 #undef PSPL_VEC
+
+template <typename T>
+constexpr typename BitsOf<T>::type kSignBit = typename BitsOf<T>::type(1) << (8 * sizeof(T) - 1);
+
+// The Math policy of pspl_math.h, for vectors and, where a formula of constants needs them, for numbers.
+struct Simd {
+  template <typename T>
+  static PSPL_INLINE T reciprocal(T x) {
+    return T(1) / x;
+  }
+
+  static PSPL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
+  static PSPL_INLINE double absolute(double x) { return __builtin_fabs(x); }
+
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> absolute(Vec<T, N> x) {
+    return Vec<T, N>(x.bits() & ~kSignBit<T>);
+  }
+
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> copy_sign(Vec<T, N> magnitude, Vec<T, N> sign) {
+    return Vec<T, N>((magnitude.bits() & ~kSignBit<T>) | (sign.bits() & kSignBit<T>));
+  }
+
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> select(Mask<T, N> condition, Vec<T, N> a, Vec<T, N> b) {
+    return Vec<T, N>(condition.raw ? a.raw : b.raw);
+  }
+
+  // max(x, least), which may turn NaN into least.
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> clamp_variance(Vec<T, N> x, T least) {
+    const Vec<T, N> floor(least);
+    return Vec<T, N>(x.raw > floor.raw ? x.raw : floor.raw);
+  }
+
+  // (a - b) / (a + b) for a > 0 and b >= 0: in [-1, 1], and exactly 1 for b = 0.
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> normalized_difference(Vec<T, N> a, Vec<T, N> b) {
+    return T(1) - T(2) * (b / (a + b));
+  }
+
+  // For x <= 0, which is all that attention() needs. Results below the normal numbers are 0; NaN stays NaN.
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> exp2(Vec<T, N> x) {
+    using E = Exp2<T>;
+    const Vec<T, N> shifted = x + E::kRound;
+    const Vec<T, N> f = x - (shifted - E::kRound);
+    Vec<T, N> power(E::kCoefficient[E::kDegree]);
+    for (int i = E::kDegree - 1; i >= 0; --i) power = multiply_add(power, f, Vec<T, N>(E::kCoefficient[i]));
+    const Vec<T, N> scaled(power.bits() + (shifted.bits() << E::kMantissa));
+    return select(x < Vec<T, N>(T(E::kSmallest)), Vec<T, N>(T(0)), scaled);
+  }
+
+  template <typename T, int N>
+  static PSPL_INLINE Vec<T, N> rsqrt(Vec<T, N> x) {
+    using R = InverseRoot<T>;
+    const Vec<T, N> half = T(0.5) * x;
+    Vec<T, N> y(R::kGuess - (x.bits() >> 1));
+    for (int step = 0; step < R::kSteps; ++step) y = y * (T(1.5) - half * y * y);
+    return y;
+  }
+};
+
+}  // namespace
+}  // namespace pspl::cpu::PSPL_ISA
