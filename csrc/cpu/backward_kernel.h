@@ -1,4 +1,4 @@
-// The backward pass: gradient = saved_gradient * grad_output * factor.
+// The backward pass: gradient = factor * grad_output * saved_gradient.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ void backward_job(void* context, int64_t job) {
 
 template <typename T>
 void backward(const BackwardParams<T>& params, ParallelFor parallel_for) {
-  BackwardJobs<T> jobs{params, T(double(*params.grad_output) * params.factor)};
+  BackwardJobs<T> jobs{params, *params.grad_output * params.factor};
   parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job<T>, &jobs);
 }
 

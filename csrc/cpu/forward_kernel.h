@@ -339,10 +339,7 @@ void forward(const ForwardParams<T>& params, ParallelFor parallel_for) {
   double sums[kNumSums] = {};
   for (int64_t tile = 0; tile < tiling.tiles; ++tile)
     for (int i = 0; i < kNumSums; ++i) sums[i] += tile_sums.get()[tile * kNumSums + i];
-  if (params.loss != nullptr) *params.loss = T(params.loss_scale * sums[kLossSum]);
-  // Divided, not multiplied by 1 / n: the mean of a map of ones is then exactly 1.
-  if (params.stats != nullptr)
-    for (int i = 0; i < kNumStats; ++i) params.stats[i] = T(sums[i + 1] / double(params.numel()));
+  for (int i = 0; i < kNumSums; ++i) store_sum(params, i, sums[i]);
 }
 
 }  // namespace
