@@ -1,6 +1,6 @@
 """The CUDA kernels compile for every architecture without warnings and without torch, and cost no more than they should.
 
-The numbers themselves: python tests/cuda_resources.py.
+The numbers themselves: python tests/tools/cuda_resources.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-import cuda_resources
+from tools import cuda_resources
 
 needs_nvcc = pytest.mark.skipif(cuda_resources.find_tool("nvcc") is None, reason="there is no nvcc")
 # cuobjdump calls nvdisasm.

@@ -1,4 +1,4 @@
-"""What can be known about the CUDA kernels without a GPU: they run, unmodified, on a CPU (tests/emulation).
+"""What can be known about the CUDA kernels without a GPU: they run, unmodified, on a CPU (tests/cuda/emulation).
 
 Whether they compute the right numbers is tested with all other backends, as backend "emulated". Here: memory errors, races, and
 the protocol by which the last block forms the sums; each checker is shown a planted bug that it must find.
@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-import oracle
-import tolerances
-from test_backends import images, numpy64
+from helpers import oracle, tolerances
+from helpers.cases import numpy64, smooth_pair
 
 try:
     import emulation
@@ -98,7 +97,7 @@ def _results(sr, hr, **keywords):
 @pytest.mark.parametrize("window_size", [11, 13])
 def test_blocks_may_finish_in_any_order(window_size):
     """Each order of blocks, warps and lanes gives the same bits: first to last, last to first, and shuffled ones."""
-    sr, hr = images(MANY_BLOCKS)
+    sr, hr = smooth_pair(MANY_BLOCKS)
     expected = None
     for seed in range(6):
         with emulation.device(seed=seed):
@@ -110,7 +109,7 @@ def test_blocks_may_finish_in_any_order(window_size):
 def test_workspace_is_used_again_without_a_reset():
     """Launches of different sizes and kinds share partial sums and ticket, as they lie in torch's allocator."""
     calls = [
-        (images(shape, seed=i, dtypes=(dtype, dtype)), {"window_size": window_size})
+        (smooth_pair(shape, seed=i, dtypes=(dtype, dtype)), {"window_size": window_size})
         for i, (shape, dtype, window_size) in enumerate(
             [
                 (MANY_BLOCKS, torch.float32, 11),
@@ -134,7 +133,7 @@ def test_workspace_is_used_again_without_a_reset():
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 8, 64), MANY_BLOCKS], ids=str)
 def test_loss_is_the_sum_of_its_pixels(shape, distance, dtype):
     """One block, several, and more blocks than a block has threads: against a plain sum in float64."""
-    sr, hr = images(shape, dtypes=(dtype, dtype))
+    sr, hr = smooth_pair(shape, dtypes=(dtype, dtype))
     pixels = emulation.pspl_loss(sr, hr, 1.0, distance=distance, reduction="none")
     for reduction, count in (("sum", 1), ("mean", sr.numel())):
         loss = emulation.pspl_loss(sr, hr, 1.0, distance=distance, reduction=reduction).item()
@@ -144,7 +143,7 @@ def test_loss_is_the_sum_of_its_pixels(shape, distance, dtype):
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
 def test_strips_of_any_height(padding):
     """Small and large devices cut the image differently, also into strips that do not divide it."""
-    sr, hr = images((1, 2, 53, 70))
+    sr, hr = smooth_pair((1, 2, 53, 70))
     expected = oracle.similarity_map(numpy64(sr), numpy64(hr), padding=padding)
     for multiprocessors in (1, 2, 3, 8, 132, 100000):
         with emulation.device(multiprocessors=multiprocessors):
@@ -155,7 +154,7 @@ def test_strips_of_any_height(padding):
 def test_offsets_beyond_32_bits(which):
     """Planes that lie more than 2^31 elements apart in memory that is hardly touched: the common kernel counts in 32 bits, and
     must leave such images to the other one."""
-    sr, hr = images((2, 1, 12, 20))
+    sr, hr = smooth_pair((2, 1, 12, 20))
     expected = _loss_and_gradient(sr, hr)
     near = {"sr": sr, "hr": hr}[which]
     far = torch.empty(2**31 + 1000).as_strided(near.shape, (2**31 + 8, 240, 20, 1)).copy_(near)

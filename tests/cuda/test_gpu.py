@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 
-def images(shape=(4, 3, 100, 120), dtype=torch.float32, device="cuda"):
+def noisy_pair(shape=(4, 3, 100, 120), dtype=torch.float32, device="cuda"):
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand(shape, generator=generator)
     sr = hr + 0.1 * torch.randn(shape, generator=generator)
@@ -30,7 +30,7 @@ def loss_and_gradient(sr, hr, step, **keywords):
 
 def test_no_synchronisation():
     """Neither forward nor backward may wait for the device, whatever the step is."""
-    sr, hr = images()
+    sr, hr = noisy_pair()
     step = torch.tensor(1.0, device="cuda")
     loss_and_gradient(sr, hr, step, return_stats=False)  # builds caches
     torch.cuda.set_sync_debug_mode("error")
@@ -46,7 +46,7 @@ def test_no_synchronisation():
 
 def test_graph_follows_the_schedule():
     """A captured graph reads the step on the device: one capture serves all steps."""
-    sr, hr = images()
+    sr, hr = noisy_pair()
     step = torch.tensor(0.5, device="cuda", dtype=torch.float64)
     sr.requires_grad_()
     stream = torch.cuda.Stream()
@@ -69,7 +69,7 @@ def test_graph_follows_the_schedule():
 
 def test_graphs_and_eager_calls_share_no_counter():
     """Two graphs captured on one stream, replayed on two, beside eager calls: each must end its own sum."""
-    sr, hr = images((8, 3, 256, 256))
+    sr, hr = noisy_pair((8, 3, 256, 256))
     expected = pspl_cuda.pspl_loss(sr, hr, 1.0)
     graphs = []
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_graphs_and_eager_calls_share_no_counter():
 
 def test_side_streams():
     """Work queued on a stream of one's own comes before the kernel, and streams do not disturb one another."""
-    sr, hr = images((8, 3, 256, 256))
+    sr, hr = noisy_pair((8, 3, 256, 256))
     expected = [loss_and_gradient(sr * factor, hr, 1.0) for factor in (1.0, 0.5)]
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for _ in range(20):
@@ -109,7 +109,7 @@ def test_side_streams():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
 def test_second_device_while_the_first_is_current():
-    sr, hr = images()
+    sr, hr = noisy_pair()
     expected, _ = loss_and_gradient(sr, hr, 1.0)
     loss, gradient = loss_and_gradient(sr.to("cuda:1"), hr.to("cuda:1"), 1.0)
     assert torch.cuda.current_device() == 0
@@ -118,14 +118,14 @@ def test_second_device_while_the_first_is_current():
 
 
 def test_step_on_the_host_for_images_on_the_device():
-    sr, hr = images()
+    sr, hr = noisy_pair()
     expected, _ = loss_and_gradient(sr, hr, 1.5)
     found, _ = loss_and_gradient(sr, hr, torch.tensor(1.5))
     assert torch.equal(found, expected)
 
 
 def test_memory_beside_the_gradient_is_one_tensor():
-    sr, hr = images((8, 3, 512, 512))
+    sr, hr = noisy_pair((8, 3, 512, 512))
     sr.requires_grad_()
     pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
     sr.grad = None
@@ -138,7 +138,7 @@ def test_memory_beside_the_gradient_is_one_tensor():
 
 
 def test_no_leak():
-    sr, hr = images((2, 3, 64, 64))
+    sr, hr = noisy_pair((2, 3, 64, 64))
     sr.requires_grad_()
     for _ in range(10):
         pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
@@ -157,7 +157,7 @@ def test_more_than_2_31_elements():
     sr = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     hr = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     assert sr.numel() > 2**31
-    part_sr, part_hr = images((1, 3, 8192, 8192), torch.bfloat16)
+    part_sr, part_hr = noisy_pair((1, 3, 8192, 8192), torch.bfloat16)
     sr[-1:] = part_sr
     hr[-1:] = part_hr
     whole, gradient = loss_and_gradient(sr, hr, 1.0, reduction="sum")

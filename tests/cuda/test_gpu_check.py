@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gpu_check
+from benchmarks import gpu_check
 
 SCRIPT = Path(gpu_check.__file__)
 ROOT = SCRIPT.parent.parent

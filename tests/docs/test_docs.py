@@ -17,7 +17,7 @@ import torch
 
 import pspl_cuda
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path for folder in (".", "docs", "examples", "benchmarks/results") for path in (ROOT / folder).glob("*.md")
 )
@@ -147,7 +147,9 @@ def test_commands_exist(page):
         elif program in ("pip", "pytest"):
             check_tool(words)
         else:
-            assert program in KNOWN_PROGRAMS, f"{name_of(page)} uses {program!r}: teach tests/test_docs.py what that is"
+            assert program in KNOWN_PROGRAMS, (
+                f"{name_of(page)} uses {program!r}: teach tests/docs/test_docs.py what that is"
+            )
 
 
 def anchors(page):

@@ -1,4 +1,4 @@
-"""Images on which SSIM in float32 goes wrong, in one place: test_numerics.py and numerics_table.py hold backends against them.
+"""Images on which SSIM in float32 goes wrong, in one place, for test_numerics.py, test_known_failures.py and numerics_table.py.
 
 Values are float64 in 0..1, give or take an overshoot; ``pair`` makes tensors of them.
 """
@@ -103,8 +103,3 @@ def pair(name, scale=1.0, dtype=torch.float32, device="cpu") -> tuple[torch.Tens
     """``sr, hr`` of that name, the same at every call, multiplied by ``scale`` before they are rounded to ``dtype``."""
     both = IMAGES[name](np.random.default_rng(SEED))
     return tuple(torch.from_numpy(np.ascontiguousarray(x * scale)).to(dtype).to(device) for x in both)
-
-
-def float64(*tensors: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """The values of the tensors, for the oracle."""
-    return tuple(x.detach().cpu().double().numpy() for x in tensors)

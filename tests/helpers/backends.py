@@ -1,7 +1,7 @@
-"""One face for everything that computes PSPL, so that the same tests run on all of it.
+"""One interface to everything that computes PSPL, so that the same tests run on all of it.
 
 ``reference``, ``cpu`` and ``cuda`` are the package's backends; ``emulated`` is the unmodified CUDA source compiled for
-the CPU (tests/emulation), with the signatures of the public functions.
+the CPU (tests/cuda/emulation), with the signatures of the public functions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ import pspl_cuda
 NAMES = ("reference", "cpu", "emulated", "cuda")
 
 
-def selected() -> list[str]:
-    """All backends, or those that the environment variable PSPL_TEST_BACKENDS names, separated by commas."""
+def _named() -> list[str]:
+    """The backends that the environment variable PSPL_TEST_BACKENDS names, separated by commas."""
     names = [name.strip() for name in os.environ.get("PSPL_TEST_BACKENDS", "").split(",") if name.strip()]
     unknown = set(names) - set(NAMES)
     if unknown:
         raise ValueError(f"PSPL_TEST_BACKENDS names {sorted(unknown)}; expected some of {', '.join(NAMES)}.")
-    return names or list(NAMES)
+    return names
+
+
+def selected() -> list[str]:
+    """The named backends, or all."""
+    return _named() or list(NAMES)
+
+
+def collected() -> list[str]:
+    """The backends that tests are collected for: the selected ones, but without a GPU ``cuda`` only if it is named."""
+    return _named() or [name for name in NAMES if name != "cuda" or torch.cuda.is_available()]
 
 
 @functools.cache

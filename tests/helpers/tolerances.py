@@ -17,7 +17,7 @@ import math
 import numpy as np
 import torch
 
-import oracle
+from helpers import oracle
 
 SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
 # The CUDA strip kernel squares x + y about one pivot per strip. Where a window lies a whole range away from its neighbours, the

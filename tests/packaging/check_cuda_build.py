@@ -1,4 +1,4 @@
-"""Checks an installation with CUDA kernels on a machine without a GPU: ``python tests/check_cuda_build.py``.
+"""Checks an installation with CUDA kernels on a machine without a GPU: ``python tests/packaging/check_cuda_build.py``.
 
 Not a pytest file: CI runs it in an environment of its own, with a CUDA build of torch.
 """

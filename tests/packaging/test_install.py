@@ -19,7 +19,7 @@ import torch
 import pspl_cuda
 from pspl_cuda import ops
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NEEDS_SOURCES = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
 NEEDS_SETUPTOOLS = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import setuptools"], capture_output=True, check=False).returncode != 0,

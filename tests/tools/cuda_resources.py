@@ -1,10 +1,10 @@
 """What the CUDA kernels cost, without a GPU: registers, stack, spills and shared memory of every kernel for every
 architecture, and the instructions of the loop that a training step spends its time in.
 
-    python tests/cuda_resources.py
+    python tests/tools/cuda_resources.py
 
-test_cuda_compile.py holds the results to limits. Needs nvcc, and for the instructions cuobjdump and nvdisasm (pip install
-nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
+tests/cuda/test_cuda_compile.py checks the results against limits. It needs nvcc, and for the instructions cuobjdump and
+nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-TESTS = Path(__file__).resolve().parent
-CSRC = TESTS.parent / "csrc"
-BUILD = TESTS / "emulation" / "build" / "nvcc"
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+EMULATION = ROOT / "tests" / "cuda" / "emulation"
+BUILD = EMULATION / "build" / "nvcc"
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # torch's own flags, without torch on the include path: kernels know nothing of it.
@@ -148,7 +149,7 @@ def shared_bytes() -> dict[str, int]:
     headers = "".join(f"#include {name}\n" for name in ("<cstdio>", '"strip_kernel.cuh"', '"direct_kernel.cuh"'))
     source = headers + "int main() {" + "".join(lines) + "}"
     program = BUILD / "shared_bytes"
-    shim = TESTS / "emulation" / "cuda_shim.h"
+    shim = EMULATION / "cuda_shim.h"
     command = ["g++", "-std=c++17", "-include", shim, "-I", CSRC / "cuda", "-x", "c++", "-", "-o", program]
     subprocess.run(command, input=source, text=True, check=True)
     output = subprocess.run([program], capture_output=True, text=True, check=True).stdout

@@ -1,9 +1,9 @@
-"""How far every backend is from float64 on the images of images.py: the tables of docs/numerics.md.
+"""The error of every backend against float64 on the images of helpers/adversarial_images.py: the tables of docs/numerics.md.
 
-    python tests/numerics_table.py                          print them
-    python tests/numerics_table.py --out docs/numerics.md   put them behind that file's heading "Tables"
+    python tests/tools/numerics_table.py                          print the tables
+    python tests/tools/numerics_table.py --out docs/numerics.md   replace the tables below that file's heading "Tables"
 
-It takes some minutes. test_numerics.py holds the committed tables to the budget of tolerances.py.
+It takes some minutes. tests/unit/test_numerics.py checks the committed tables against the budget of helpers/tolerances.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import backends
-import images
-import oracle
-import tolerances
+if __name__ == "__main__":
+    # pytest has these folders from pyproject.toml and conftest.py.
+    TESTS = Path(__file__).resolve().parents[1]
+    sys.path[1:1] = [str(TESTS), str(TESTS / "cuda")]
+    sys.path.append(str(TESTS.parent))
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import official
+from benchmarks import official
+from helpers import adversarial_images, backends, oracle, tolerances
+from helpers.cases import numpy64
 
 HEADING = "## Tables"
 QUANTITIES = ("similarity", "loss", "gradient")
@@ -34,7 +36,7 @@ PADDINGS = ("zeros", "reflect", "replicate")
 # Each with a kernel of its own, the smallest and a large one without.
 WINDOW_SIZES = (1, 3, 5, 7, 9, 11, 13, 31)
 WINDOW_IMAGES = ("smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border", "2x300")
-NEAR = tuple(name for name in images.IMAGES if name not in images.FAR)
+NEAR = tuple(name for name in adversarial_images.IMAGES if name not in adversarial_images.FAR)
 FAR_MARK, NOTHING = " †", "-"
 
 
@@ -66,7 +68,7 @@ class Row:
     """The worst over some images under some keywords of similarity_map; ``scale`` is the range of the values."""
 
     name: str
-    images: tuple[str, ...]
+    image_names: tuple[str, ...]
     scale: float = 1.0
     keywords: tuple[tuple[str, object], ...] = ()
 
@@ -98,9 +100,9 @@ TABLES = (
         "Constants of the paper",
         QUANTITIES,
         (
-            *(Row(name, (name,)) for name in images.IMAGES),
+            *(Row(name, (name,)) for name in adversarial_images.IMAGES),
             Row("worst of those without †, as 0..255", NEAR, 255.0, (("data_range", 255.0),)),
-            Row("worst of those with †, as 0..255", images.FAR, 255.0, (("data_range", 255.0),)),
+            Row("worst of those with †, as 0..255", adversarial_images.FAR, 255.0, (("data_range", 255.0),)),
         ),
     ),
     Table(
@@ -120,15 +122,15 @@ TABLES = (
     Table(
         "Images of 0..255 with the constants of the official code",
         QUANTITIES[:1],
-        tuple(Row(name, (name,), 255.0) for name in images.OFFICIAL),
+        tuple(Row(name, (name,), 255.0) for name in adversarial_images.OFFICIAL),
     ),
 )
 
 
 def is_far(row: Row, column: Column) -> bool:
     """Whether something in the row's windows is far from the one pivot that the CUDA kernel has for a strip."""
-    far = images.FAR_OFFICIAL if row.official else images.FAR
-    return column.one_pivot and any(name in far for name in row.images)
+    far = adversarial_images.FAR_OFFICIAL if row.official else adversarial_images.FAR
+    return column.one_pivot and any(name in far for name in row.image_names)
 
 
 def budget(quantity: str, row: Row, column: Column) -> float:
@@ -146,8 +148,8 @@ def budget(quantity: str, row: Row, column: Column) -> float:
 
 @functools.cache
 def _exact(name: str, scale: float, dtype: torch.dtype, keywords: tuple) -> oracle.Result:
-    sr, hr = images.pair(name, scale, dtype)
-    return oracle.pspl(*images.float64(sr, hr), 1.0, reduction="sum", **dict(keywords))
+    sr, hr = adversarial_images.pair(name, scale, dtype)
+    return oracle.pspl(numpy64(sr), numpy64(hr), 1.0, reduction="sum", **dict(keywords))
 
 
 def _formula(sr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -174,8 +176,8 @@ def measure(row: Row, column: Column) -> dict[str, float] | None:
     if column.backend is None and not row.formula:
         return None
     worst = dict.fromkeys(QUANTITIES, 0.0)
-    for name in row.images:
-        sr, hr = images.pair(name, row.scale, column.dtype)
+    for name in row.image_names:
+        sr, hr = adversarial_images.pair(name, row.scale, column.dtype)
         exact = _exact(name, row.scale, column.dtype, row.keywords)
         if column.backend is None:
             m_s, loss, gradient = _formula(sr, hr)

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import oracle
 import pspl_cuda
-import tolerances
+from helpers import oracle, tolerances
 from pspl_cuda import ops
 
 INF = math.inf
 DISTANCES = ["l1", "l2", "charbonnier"]
 
 
-def images(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
+def distinct_pair(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
     """Two images that differ by at least 0.05 everywhere, so that l1 is differentiable at them."""
     generator = torch.Generator().manual_seed(seed)
     hr = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -27,7 +26,7 @@ def images(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
     return (hr + sign * error).to(dtype).to(device), hr.to(dtype).to(device)
 
 
-def leaf(tensor):
+def leaf_copy(tensor):
     return tensor.detach().clone().requires_grad_()
 
 
@@ -40,7 +39,7 @@ def leaf(tensor):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_gradcheck(backend, distance, reduction):
-    sr, hr = (leaf(x) for x in images(device=backend.device))
+    sr, hr = (leaf_copy(x) for x in distinct_pair(device=backend.device))
     kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1, "gamma": 1.7}
     assert torch.autograd.gradcheck(lambda a, b: backend.pspl_loss(a, b, INF, **kwargs), (sr, hr))
 
@@ -49,7 +48,7 @@ def test_gradcheck(backend, distance, reduction):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_gradgradcheck(backend, distance, reduction):
     """By both images and by the gradient from above."""
-    sr, hr = (leaf(x) for x in images((1, 1, 4, 5), device=backend.device))
+    sr, hr = (leaf_copy(x) for x in distinct_pair((1, 1, 4, 5), device=backend.device))
     kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1, "gamma": 1.7}
     assert torch.autograd.gradgradcheck(lambda a, b: backend.pspl_loss(a, b, INF, **kwargs), (sr, hr))
 
@@ -58,7 +57,7 @@ def test_gradgradcheck(backend, distance, reduction):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_second_derivative(backend, distance, reduction):
     """With a map that varies, first and second derivative are those of Eq. 10 with the oracle's map as a constant."""
-    sr, hr = images(device=backend.device)
+    sr, hr = distinct_pair(device=backend.device)
     m_a = oracle.attention_map(sr.cpu().numpy(), hr.cpu().numpy(), 1.3)
     weight = torch.from_numpy(m_a).to(backend.device)
     kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1}
@@ -69,7 +68,7 @@ def test_second_derivative(backend, distance, reduction):
         return loss.mean() if reduction == "mean" else loss
 
     def second(function):
-        a, b = leaf(sr), leaf(hr)
+        a, b = leaf_copy(sr), leaf_copy(hr)
         loss = function(a, b)
         above = torch.full_like(loss, 0.7).requires_grad_()
         first = torch.autograd.grad(loss, (a, b), above, create_graph=True)
@@ -88,8 +87,8 @@ def test_second_derivative(backend, distance, reduction):
 
 def test_gradient_penalty_in_float32(backend):
     """A common use of a second derivative, in the common type and with one differentiable image."""
-    sr, hr = images((2, 3, 12, 13), torch.float32, backend.device)
-    sr = leaf(sr)
+    sr, hr = distinct_pair((2, 3, 12, 13), torch.float32, backend.device)
+    sr = leaf_copy(sr)
     (grad,) = torch.autograd.grad(backend.pspl_loss(sr, hr, 1.0, distance="l2"), sr, create_graph=True)
     grad.square().sum().backward()
     m_a = oracle.attention_map(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
@@ -101,7 +100,7 @@ def test_gradient_penalty_in_float32(backend):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_retain_graph(backend, distance):
     """Backward twice gives the same gradient twice, and its sum in .grad."""
-    sr, hr = (leaf(x) for x in images((1, 3, 9, 10), torch.float32, backend.device))
+    sr, hr = (leaf_copy(x) for x in distinct_pair((1, 3, 9, 10), torch.float32, backend.device))
     loss = backend.pspl_loss(sr, hr, 1.0, distance=distance)
     first = torch.autograd.grad(loss, (sr, hr), retain_graph=True)
     second = torch.autograd.grad(loss, (sr, hr), retain_graph=True)
@@ -120,8 +119,8 @@ def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
     """The gradient takes the residual's memory only where nobody asks for the residual again, and has the same bits."""
     if not backend.fused:
         pytest.skip("the reference leaves it to autograd")
-    sr, hr = images((1, 2, 9, 10), dtype, backend.device)
-    inputs = {"sr": [leaf(sr)], "hr": [leaf(hr)], "both": [leaf(sr), leaf(hr)]}[wanted]
+    sr, hr = distinct_pair((1, 2, 9, 10), dtype, backend.device)
+    inputs = {"sr": [leaf_copy(sr)], "hr": [leaf_copy(hr)], "both": [leaf_copy(sr), leaf_copy(hr)]}[wanted]
     loss = backend.pspl_loss(
         *{"sr": (*inputs, hr), "hr": (sr, *inputs), "both": inputs}[wanted], 1.0, reduction=reduction
     )
@@ -137,24 +136,24 @@ def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_upstream_gradient(backend, dtype):
     """A loss among others: its factor is neither ignored nor rounded into the gradient's type first."""
-    sr, hr = images((2, 3, 9, 10), dtype, backend.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), dtype, backend.device)
     expected = oracle.pspl(sr.cpu().double().numpy(), hr.cpu().double().numpy(), 1.0, upstream=3e-3 * 1234.5)
-    sr = leaf(sr)
+    sr = leaf_copy(sr)
     (3e-3 * (1234.5 * backend.pspl_loss(sr, hr, 1.0) + 7)).backward()
     tolerances.assert_gradient(sr.grad, expected.grad_sr, tolerances.compute_dtype(sr))
 
 
 def test_upstream_gradient_of_zero_and_nan(backend):
-    sr, hr = images((1, 1, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((1, 1, 9, 10), torch.float32, backend.device)
     for factor in (0.0, math.nan, INF):
-        a = leaf(sr)
+        a = leaf_copy(sr)
         (backend.pspl_loss(a, hr, INF) * factor).backward()
         assert torch.equal(a.grad.isfinite(), torch.full_like(a, factor == 0).bool())
 
 
 def test_gradient_through_a_network(backend):
     """The images are not leaves: what comes before the loss gets its share by the chain rule."""
-    sr, hr = images((1, 1, 8, 9), device=backend.device)
+    sr, hr = distinct_pair((1, 1, 8, 9), device=backend.device)
     gain = torch.tensor(0.9, dtype=torch.float64, device=backend.device, requires_grad=True)
     backend.pspl_loss((gain * sr).transpose(-1, -2), hr.transpose(-1, -2), 1.0).backward()
     expected = oracle.pspl(0.9 * sr.cpu().numpy(), hr.cpu().numpy(), 1.0).grad_sr
@@ -163,7 +162,7 @@ def test_gradient_through_a_network(backend):
 
 def test_same_tensor_twice(backend):
     """loss(x, x): the two gradients cancel, and nothing is freed or counted twice."""
-    x = leaf(images(device=backend.device)[0])
+    x = leaf_copy(distinct_pair(device=backend.device)[0])
     backend.pspl_loss(x, x, 1.0, distance="charbonnier").backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
 
@@ -178,7 +177,7 @@ def test_loss_scale(backend, dtype):
     saved for backward may therefore not be divided by n before the factor is known."""
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand((16, 3, 192, 192), generator=generator).to(dtype).to(backend.device)
-    sr = leaf(hr + 0.25)
+    sr = leaf_copy(hr + 0.25)
     n = sr.numel()
     (65536 * backend.pspl_loss(sr, hr, INF, gamma=0.01)).backward()
     expected = np.sign((sr.detach().float() - hr.float()).cpu().double().numpy()) * 0.01 * 65536 / n
@@ -188,8 +187,8 @@ def test_loss_scale(backend, dtype):
 
 def test_scaled_gradient_overflows_to_infinity(backend):
     """GradScaler finds a factor that is too large by the infinities that it makes."""
-    sr, hr = images((1, 1, 4, 4), torch.float16, backend.device)
-    sr = leaf(sr)
+    sr, hr = distinct_pair((1, 1, 4, 4), torch.float16, backend.device)
+    sr = leaf_copy(sr)
     (2.0**24 * backend.pspl_loss(sr, hr, INF)).backward()
     assert sr.grad.isinf().all()
 
@@ -199,11 +198,11 @@ def test_scaled_gradient_overflows_to_infinity(backend):
 
 def test_inference_mode_target(backend):
     """A target from an EMA model that ran in inference mode."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
     with torch.inference_mode():
         target = hr * 1.0
     for distance in DISTANCES:
-        a, b = leaf(sr), leaf(sr)
+        a, b = leaf_copy(sr), leaf_copy(sr)
         loss = backend.pspl_loss(a, target, 1.0, distance=distance)
         loss.backward()
         backend.pspl_loss(b, hr, 1.0, distance=distance).backward()
@@ -211,9 +210,9 @@ def test_inference_mode_target(backend):
 
 
 def test_inside_inference_mode(backend):
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
     with torch.inference_mode():
-        loss, stats = backend.pspl_loss(leaf(sr), hr, 1.0, return_stats=True)
+        loss, stats = backend.pspl_loss(leaf_copy(sr), hr, 1.0, return_stats=True)
         m_a = backend.attention_map(sr, hr, 1.0)
     assert loss.is_inference()
     assert torch.equal(loss.clone(), backend.pspl_loss(sr, hr, 1.0))
@@ -241,15 +240,15 @@ class _Saved:
 
 
 def test_nothing_is_saved_without_gradient(backend):
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
     with _Saved() as saved, torch.no_grad():
-        loss = backend.pspl_loss(leaf(sr), hr, 1.0, distance="l2")
+        loss = backend.pspl_loss(leaf_copy(sr), hr, 1.0, distance="l2")
     assert loss.grad_fn is None
     assert not loss.requires_grad
     with _Saved() as more:
         loss = backend.pspl_loss(sr, hr, 1.0, distance="l2")
-        backend.similarity_map(leaf(sr), leaf(hr))
-        backend.attention_map(leaf(sr), leaf(hr), 1.0)
+        backend.similarity_map(leaf_copy(sr), leaf_copy(hr))
+        backend.attention_map(leaf_copy(sr), leaf_copy(hr), 1.0)
     assert loss.grad_fn is None
     assert saved == more == []
 
@@ -257,8 +256,8 @@ def test_nothing_is_saved_without_gradient(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_only_the_residual_is_saved(fused, dtype):
     """For l1, one tensor of the image's size in the compute type, and no image: the design's promise on memory."""
-    sr, hr = images((1, 2, 9, 10), dtype, fused.device)
-    sr = leaf(sr)
+    sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
+    sr = leaf_copy(sr)
     with _Saved() as saved:
         fused.pspl_loss(sr, hr, 1.0, return_stats=True)
     (residual,) = saved
@@ -270,8 +269,8 @@ def test_only_the_residual_is_saved(fused, dtype):
 
 def test_images_may_change_after_forward(backend):
     """Data loaders reuse target buffers, and clamp_ follows the loss in some loops: l1 needs neither image again."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
-    a, b = leaf(sr), leaf(sr)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
     backend.pspl_loss(b, hr, 1.0).backward()
     output, target = a * 1.0, hr.clone()
     loss = backend.pspl_loss(output, target, 1.0)
@@ -296,8 +295,8 @@ def _noticed(backward):
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_change_after_forward_is_never_a_wrong_gradient(fused, distance):
     """Distances that may need an image again notice that it has changed, or did not need it."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, fused.device)
-    a, b = leaf(sr), leaf(sr)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, fused.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
     fused.pspl_loss(b, hr, 1.0, distance=distance).backward()
     target = hr.clone()
     loss = fused.pspl_loss(a, target, 1.0, distance=distance)
@@ -308,9 +307,9 @@ def test_change_after_forward_is_never_a_wrong_gradient(fused, distance):
 
 def test_step_tensor_may_change_after_forward(backend):
     """A schedule kept as a tensor is advanced in place between forward and backward."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
     for distance in DISTANCES:
-        a, b = leaf(sr), leaf(sr)
+        a, b = leaf_copy(sr), leaf_copy(sr)
         step = torch.tensor(1.0, device=backend.device)
         backend.pspl_loss(b, hr, 1.0, distance=distance).backward()
         loss = backend.pspl_loss(a, hr, step, distance=distance)
@@ -322,8 +321,8 @@ def test_step_tensor_may_change_after_forward(backend):
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_second_derivative_is_at_the_step_of_the_forward_pass(backend, distance):
     """The same with create_graph=True, where the map may be made again: it must be the one of the forward pass."""
-    sr, hr = images(device=backend.device)
-    a, b = leaf(sr), leaf(sr)
+    sr, hr = distinct_pair(device=backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
     step = torch.tensor(1.0, dtype=torch.float64, device=backend.device)
     loss = backend.pspl_loss(a, hr, step, distance=distance)
     step += 5
@@ -339,8 +338,8 @@ def test_autocast(backend, distance, dtype):
     """Inside an autocast region nothing becomes less exact: not a bit changes, forward or backward."""
     if backend.device.type == "cpu" and not torch.amp.is_autocast_available("cpu"):
         pytest.skip("no autocast on this CPU")
-    sr, hr = images((1, 2, 13, 14), torch.float32, backend.device)
-    plain, cast = leaf(sr), leaf(sr)
+    sr, hr = distinct_pair((1, 2, 13, 14), torch.float32, backend.device)
+    plain, cast = leaf_copy(sr), leaf_copy(sr)
     loss = backend.pspl_loss(plain, hr, 1.0, distance=distance)
     loss.backward()
     with torch.autocast(backend.device.type, dtype=dtype):
@@ -355,7 +354,7 @@ def test_autocast(backend, distance, dtype):
 
 def test_autocast_network(backend):
     """The usual case: the network's output comes out of the region in bfloat16, the target is float32."""
-    sr, hr = images((2, 3, 9, 10), torch.float32, backend.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, backend.device)
     layer = torch.nn.Conv2d(3, 3, 1).to(backend.device)
     with torch.autocast(backend.device.type, dtype=torch.bfloat16):
         output = layer(sr)
@@ -371,8 +370,8 @@ def test_autocast_network(backend):
 
 def test_checkpoint(backend):
     """Activation checkpointing runs the forward pass again inside backward."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, backend.device)
-    a, b = leaf(sr), leaf(sr)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
     torch.utils.checkpoint.checkpoint(lambda x: backend.pspl_loss(x, hr, 1.0), a, use_reentrant=False).backward()
     backend.pspl_loss(b, hr, 1.0).backward()
     assert torch.equal(a.grad, b.grad)
@@ -402,12 +401,12 @@ def traceable(backend):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile(traceable, compiled, distance, reduction):
     """fullgraph: no break. Loss, statistics and gradients are those of eager mode."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
     kwargs = {"distance": distance, "reduction": reduction, "return_stats": True}
     function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs))
     results = []
     for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs)):
-        a, b = leaf(sr), leaf(hr)
+        a, b = leaf_copy(sr), leaf_copy(hr)
         loss, stats = run(a, b)
         results.append((loss.detach(), *stats[:4], *torch.autograd.grad(loss.sum() * 3, (a, b))))
     assert counter.frame_count == 1
@@ -416,7 +415,7 @@ def test_compile(traceable, compiled, distance, reduction):
 
 
 def test_compile_maps(traceable, compiled):
-    sr, hr = images((1, 2, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
     function, counter = compiled(
         lambda a, b: (traceable.similarity_map(a, b), traceable.attention_map(a, b, 1.0, gamma=3.0))
     )
@@ -429,9 +428,9 @@ def test_compile_maps(traceable, compiled):
 @pytest.mark.parametrize("where", ["cpu", "device"])
 def test_compile_with_a_step_tensor(traceable, compiled, where):
     """As the schedule advances, nothing is compiled again."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
     function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
-    a = leaf(sr)
+    a = leaf_copy(sr)
     for value in (0.5, 0.6, 0.7, 2.0, 0.0):
         step = torch.tensor(value, device=traceable.device if where == "device" else "cpu")
         loss = function(a, hr, step)
@@ -442,9 +441,9 @@ def test_compile_with_a_step_tensor(traceable, compiled, where):
 
 def test_compile_with_a_step_number(traceable, compiled):
     """A number is compiled in at first, and becomes a symbol when it changes: two graphs for a whole training."""
-    sr, hr = images((1, 2, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
     function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
-    a = leaf(sr)
+    a = leaf_copy(sr)
     for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
         loss = function(a, hr, value)
         loss.backward()
@@ -456,7 +455,7 @@ def test_compile_with_changing_shapes(traceable, compiled):
     """Validation images have many sizes: one more graph, with symbolic sizes."""
     function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
     for height, width in ((9, 10), (12, 17), (20, 33), (31, 16)):
-        sr, hr = images((1, 2, height, width), torch.float32, traceable.device)
+        sr, hr = distinct_pair((1, 2, height, width), torch.float32, traceable.device)
         torch.testing.assert_close(
             function(sr, hr), traceable.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
         )
@@ -466,12 +465,12 @@ def test_compile_with_changing_shapes(traceable, compiled):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
     """The fake kernels promise the dtypes and strides that the real ones deliver."""
-    sr, hr = images((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
     hr = hr.float().to(memory_format=layout)
     function, _ = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier"))
     results = []
     for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier")):
-        a, b = leaf(sr.to(memory_format=torch.channels_last)), leaf(hr)
+        a, b = leaf_copy(sr.to(memory_format=torch.channels_last)), leaf_copy(hr)
         results.append(torch.autograd.grad(run(a, b), (a, b)))
     for got, wanted in zip(*results, strict=True):
         assert got.dtype == wanted.dtype
@@ -484,7 +483,7 @@ def test_compile_with_inductor(traceable, distance):
     if not traceable.fused:
         pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
     torch._dynamo.reset()
-    sr, hr = images((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
     sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
 
     def run(a, b):
@@ -492,7 +491,7 @@ def test_compile_with_inductor(traceable, distance):
 
     results = []
     for function in (run, torch.compile(run, fullgraph=True)):
-        a, b = leaf(sr), leaf(hr)
+        a, b = leaf_copy(sr), leaf_copy(hr)
         loss = function(a, b)
         results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
     for got, wanted in zip(*results, strict=True):
@@ -501,7 +500,7 @@ def test_compile_with_inductor(traceable, distance):
 
 def test_compile_a_training_step(traceable, compiled):
     """Network and loss in one graph, under no_grad targets, several iterations."""
-    sr, hr = images((2, 3, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, traceable.device)
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(traceable.device)
     function, counter = compiled(lambda x, y, step: traceable.pspl_loss(layer(x), y, step))
@@ -553,8 +552,8 @@ SAMPLES = [
 ]
 
 
-def _sample_images(sample, device):
-    sr, hr = images(sample["shape"], device=device)
+def _sample_pair(sample, device):
+    sr, hr = distinct_pair(sample["shape"], device=device)
     sr, hr = sr.to(sample["dtypes"][0]), hr.to(sample["dtypes"][1])
     return (sr.to(memory_format=torch.channels_last), hr) if sample.get("channels_last") else (sr, hr)
 
@@ -563,7 +562,7 @@ def _sample_images(sample, device):
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
 def test_opcheck_loss(operator_device, sample, as_tensor):
     """Schema, fake kernel and dispatch of the operators, by PyTorch's own judge."""
-    sr, hr = _sample_images(sample, operator_device)
+    sr, hr = _sample_pair(sample, operator_device)
     constants, distance = _operator_arguments(**sample)
     step = torch.tensor(1.0, device=operator_device) if as_tensor else None
     for residual, stats in ((False, False), (True, True), (True, False), (False, True)):
@@ -575,7 +574,7 @@ def test_opcheck_loss(operator_device, sample, as_tensor):
 @pytest.mark.parametrize("kind", ["similarity", "attention"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
 def test_opcheck_map(operator_device, sample, kind):
-    sr, hr = _sample_images(sample, operator_device)
+    sr, hr = _sample_pair(sample, operator_device)
     constants, _ = _operator_arguments(**sample)
     torch.library.opcheck(torch.ops.pspl_cuda.map.default, (sr, hr, None, 1.0, *constants, ops.MAP_KINDS.index(kind)))
 
@@ -584,7 +583,7 @@ def test_opcheck_map(operator_device, sample, kind):
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
 def test_opcheck_scale(operator_device, shape, dtype):
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    residual = images(shape, compute, operator_device)[0]
+    residual = distinct_pair(shape, compute, operator_device)[0]
     upstream = torch.tensor(2.5, dtype=compute, device=operator_device)
     torch.library.opcheck(torch.ops.pspl_cuda.scale.default, (residual, upstream, 0.125, dtype))
     got = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
@@ -594,7 +593,7 @@ def test_opcheck_scale(operator_device, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
 def test_opcheck_scale_in_place(operator_device, shape, dtype):
-    residual = images(shape, dtype, operator_device)[0]
+    residual = distinct_pair(shape, dtype, operator_device)[0]
     upstream = torch.tensor(2.5, dtype=dtype, device=operator_device)
     torch.library.opcheck(torch.ops.pspl_cuda.scale_.default, (residual.clone(), upstream, 0.125))
     expected = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
@@ -614,7 +613,7 @@ def test_scale_is_rounded_once(operator_device):
 
 def test_operators_refuse_what_python_would_have(operator_device):
     """Called past the checks, they still raise instead of reading what is not theirs."""
-    sr, hr = images((1, 2, 5, 6), torch.float32, operator_device)
+    sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
     constants, distance = _operator_arguments()
 
     def loss(a, b, constants=constants, step=None):

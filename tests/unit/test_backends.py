@@ -10,103 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-import oracle
-import tolerances
+from helpers import oracle, tolerances
+from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_pair
 
 INF = math.inf
 heavy = pytest.mark.heavy
-
-SIMILARITY_KEYWORDS = ("data_range", "window_size", "sigma", "k1", "k2", "padding")
-
-
-def images(shape, seed=0, noise=0.1, dtypes=(torch.float32, torch.float32), device="cpu"):
-    """A smooth image in 0..1 and the same with noise, which overshoots; a tenth of the pixels are equal."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.ogrid[: shape[-2], : shape[-1]]
-    phase = rng.uniform(0, 6, (*shape[:-2], 1, 1))
-    hr = 0.5 + 0.35 * np.sin(rows / 5 + phase) * np.cos(columns / 7 - phase) + 0.05 * rng.standard_normal(shape)
-    sr = np.where(rng.random(shape) < 0.1, hr, hr + noise * rng.standard_normal(shape))
-    # Through the narrower type, so that equal pixels stay equal in mixed types.
-    narrow = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(image)).to(narrow).to(dtype).to(device)
-        for image, dtype in zip((sr, hr), dtypes, strict=True)
-    )
-
-
-def numpy64(tensor):
-    return tensor.detach().cpu().double().numpy()
-
-
-def leaf(tensor):
-    """A view of the same memory, with the same strides, that asks for a gradient."""
-    return tensor.detach().requires_grad_()
-
-
-def check(backend, sr, hr, step=1.0, upstream=1.0, maps=False, far_from_pivot=False, **keywords):
-    """Loss, both gradients and statistics (and with ``maps`` both maps) of one call against the oracle."""
-    number = step.item() if isinstance(step, torch.Tensor) else step
-    expected = oracle.pspl(numpy64(sr), numpy64(hr), number, upstream=numpy64(torch.as_tensor(upstream)), **keywords)
-    delta = oracle.width(number, keywords.get("alpha", 1.0), keywords.get("beta", 0.0))
-    gamma, mu = keywords.get("gamma", 2.0), keywords.get("mu", -1.0)
-    distance = keywords.get("distance", "l1")
-    growth = tolerances.growth(delta, mu, distance)
-    compute = tolerances.compute_dtype(sr, hr)
-    per_pixel = keywords.get("reduction") == "none"
-    n = 1 if keywords.get("reduction", "mean") == "mean" else sr.numel()
-    scale = max(gamma, gamma**2) * max(1.0, float(np.max(np.abs(numpy64(sr) - numpy64(hr)), initial=0)) ** 2)
-
-    a, b = leaf(sr), leaf(hr)
-    loss, stats = backend.pspl_loss(a, b, step, return_stats=True, **keywords)
-    assert loss.dtype == compute
-    assert loss.shape == (sr.shape if per_pixel else ())
-    assert loss.device == sr.device
-    tolerances.assert_loss(loss, expected, growth, scale * (1 if per_pixel else n))
-
-    grads = torch.autograd.grad(
-        loss, (a, b), torch.as_tensor(upstream, dtype=loss.dtype, device=loss.device).expand_as(loss)
-    )
-    slope = scale * max(1.0, float(np.max(np.abs(upstream)) if np.ndim(upstream) else abs(upstream)))
-    for grad, image, exact in zip(grads, (a, b), (expected.grad_sr, expected.grad_hr), strict=True):
-        assert grad.dtype == image.dtype
-        assert grad.device == image.device
-        tolerances.assert_gradient(grad, exact, compute, growth, slope)
-
-    check_stats(stats, expected, growth, gamma, compute, keywords.get("data_range", 1.0))
-    if maps:
-        similar = {name: keywords[name] for name in SIMILARITY_KEYWORDS if name in keywords}
-        m_s = backend.similarity_map(sr, hr, **similar)
-        assert m_s.dtype == compute
-        assert m_s.shape == sr.shape
-        assert not m_s.requires_grad
-        tolerances.assert_similarity(m_s, expected.similarity, far_from_pivot)
-        paced = {name: keywords[name] for name in ("alpha", "beta", "gamma", "mu") if name in keywords}
-        m_a = backend.attention_map(leaf(sr), hr, step, **similar, **paced)
-        assert m_a.dtype == compute
-        assert m_a.shape == sr.shape
-        assert not m_a.requires_grad
-        tolerances.assert_attention(m_a, expected.similarity, delta, gamma, mu, far_from_pivot)
-    return loss, grads
-
-
-def check_stats(stats, expected, growth, gamma, compute, data_range):
-    relative = tolerances.LOSS[compute]
-    for name in ("mean_abs_error", "mean_squared_error", "mean_similarity", "mean_attention"):
-        value = getattr(stats, name)
-        assert value.dim() == 0
-        assert value.dtype == compute
-        assert not value.requires_grad
-    assert stats.mean_abs_error.item() == pytest.approx(expected.mean_abs_error, rel=relative, abs=0)
-    assert stats.mean_squared_error.item() == pytest.approx(expected.mean_squared_error, rel=relative, abs=0)
-    # A tenth of what one pixel may be off by: an average must be better.
-    assert stats.mean_similarity.item() == pytest.approx(
-        expected.mean_similarity, abs=tolerances.SIMILARITY[compute] / 10
-    )
-    tiny = gamma * tolerances.TINY[compute]
-    assert stats.mean_attention.item() == pytest.approx(expected.mean_attention, rel=relative * growth, abs=tiny)
-    assert stats.data_range == data_range
-    # 1e-6 relative of the squared error is 4e-6 dB; log10 and the rounding of the result in float32 cost more.
-    assert stats.psnr.item() == pytest.approx(expected.psnr, rel=1e-6, abs=1e-5)
 
 
 # ---------------------------------------------------------------- shapes and keywords
@@ -134,8 +42,8 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend, shape, padding):
     """From one pixel up, in 3 to 5 dimensions, smaller than the window, and tails of every tile size."""
-    sr, hr = images(shape, device=backend.device)
-    check(backend, sr, hr, maps=True, padding=padding)
+    sr, hr = smooth_pair(shape, device=backend.device)
+    check_against_oracle(backend, sr, hr, maps=True, padding=padding)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
@@ -158,17 +66,19 @@ def test_shapes(backend, shape, padding):
 )
 def test_windows(backend, window_size, sigma, shape, padding):
     """Windows with a kernel of their own and without, narrow, almost flat, and much bigger than the image."""
-    sr, hr = images(shape, seed=window_size, device=backend.device)
+    sr, hr = smooth_pair(shape, seed=window_size, device=backend.device)
     # A narrow window on noise averages nothing, so its variance is small wherever its mean is.
     far = backend.one_pivot and sigma < 0.5
-    check(backend, sr, hr, maps=True, far_from_pivot=far, window_size=window_size, sigma=sigma, padding=padding)
+    check_against_oracle(
+        backend, sr, hr, maps=True, far_from_pivot=far, window_size=window_size, sigma=sigma, padding=padding
+    )
 
 
 @pytest.mark.parametrize("window_size", [1, 3, 5, 7, 9, 11, 13])
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_windows_with_other_distances(backend, window_size, distance):
-    sr, hr = images((1, 2, 14, 35), seed=window_size, device=backend.device)
-    check(backend, sr, hr, 0.7, window_size=window_size, distance=distance, padding="reflect")
+    sr, hr = smooth_pair((1, 2, 14, 35), seed=window_size, device=backend.device)
+    check_against_oracle(backend, sr, hr, 0.7, window_size=window_size, distance=distance, padding="reflect")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -176,11 +86,13 @@ def test_windows_with_other_distances(backend, window_size, distance):
 def test_distances_and_reductions(backend, distance, eps, reduction):
     """With a gradient from above that is not 1, and a different one for each pixel where the loss is a map."""
     shape = (2, 3, 12, 21)
-    sr, hr = images(shape, device=backend.device)
+    sr, hr = smooth_pair(shape, device=backend.device)
     upstream = -2.5
     if reduction == "none":
         upstream = torch.linspace(-3, 3, sr.numel(), dtype=torch.float32).reshape(shape).numpy()
-    check(backend, sr, hr, 1.3, upstream=upstream, distance=distance, eps=eps, reduction=reduction, maps=True)
+    check_against_oracle(
+        backend, sr, hr, 1.3, upstream=upstream, distance=distance, eps=eps, reduction=reduction, maps=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,8 +110,8 @@ def test_distances_and_reductions(backend, distance, eps, reduction):
 )
 def test_constants(backend, keywords):
     """Every constant of the paper is a keyword that does something."""
-    sr, hr = images((1, 2, 15, 22), seed=3, device=backend.device)
-    check(backend, sr, hr, 0.9, maps=True, **keywords)
+    sr, hr = smooth_pair((1, 2, 15, 22), seed=3, device=backend.device)
+    check_against_oracle(backend, sr, hr, 0.9, maps=True, **keywords)
 
 
 @given(
@@ -217,8 +129,8 @@ def test_constants(backend, keywords):
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_drawn(backend, shape, window_size, sigma, padding, distance, reduction, step, mu, dtype, seed):
     """Combinations that nobody thought of."""
-    sr, hr = images(shape, seed, dtypes=(dtype, dtype), device=backend.device)
-    check(
+    sr, hr = smooth_pair(shape, seed, dtypes=(dtype, dtype), device=backend.device)
+    check_against_oracle(
         backend,
         sr,
         hr,
@@ -241,79 +153,42 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("sr_dtype", DTYPES, ids=str)
 def test_dtypes(backend, sr_dtype, hr_dtype):
     """All 16 pairs: the oracle sees the rounded inputs, so nothing but the gradient's own rounding is forgiven."""
-    sr, hr = images((2, 2, 13, 34), dtypes=(sr_dtype, hr_dtype), device=backend.device)
-    check(backend, sr, hr, maps=True)
+    sr, hr = smooth_pair((2, 2, 13, 34), dtypes=(sr_dtype, hr_dtype), device=backend.device)
+    check_against_oracle(backend, sr, hr, maps=True)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
 @pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
 def test_float64_is_float64_throughout(backend, distance, padding):
     """A float32 anywhere inside would cost seven digits."""
-    sr, hr = images((1, 2, 23, 37), dtypes=(torch.float64, torch.float64), device=backend.device)
-    check(backend, sr, hr, 0.8, maps=True, distance=distance, padding=padding, window_size=9, sigma=2.0, beta=0.1)
+    sr, hr = smooth_pair((1, 2, 23, 37), dtypes=(torch.float64, torch.float64), device=backend.device)
+    check_against_oracle(
+        backend, sr, hr, 0.8, maps=True, distance=distance, padding=padding, window_size=9, sigma=2.0, beta=0.1
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_half_with_other_distances(backend, distance, dtype):
-    sr, hr = images((2, 1, 16, 31), dtypes=(dtype, torch.float32), device=backend.device)
-    check(backend, sr, hr, distance=distance, padding="replicate", reduction="sum", upstream=0.25)
+    sr, hr = smooth_pair((2, 1, 16, 31), dtypes=(dtype, torch.float32), device=backend.device)
+    check_against_oracle(backend, sr, hr, distance=distance, padding="replicate", reduction="sum", upstream=0.25)
 
 
 def test_half_in_0_255(backend):
     """Squares of 0..255 overflow float16; the kernel must not form them there."""
-    sr, hr = images((1, 1, 20, 24), device=backend.device)
-    check(backend, (255 * sr).half(), (255 * hr).half(), data_range=255.0, distance="l2", maps=True)
+    sr, hr = smooth_pair((1, 1, 20, 24), device=backend.device)
+    check_against_oracle(backend, (255 * sr).half(), (255 * hr).half(), data_range=255.0, distance="l2", maps=True)
 
 
 # ---------------------------------------------------------------- layouts
-
-
-def _channels_last(x):
-    axes = {3: (1, 2, 0), 4: (0, 2, 3, 1), 5: (0, 1, 3, 4, 2)}[x.dim()]
-    return x.permute(axes).contiguous().permute(np.argsort(axes).tolist())
-
-
-def _sliced(x):
-    """Every other pixel of a larger buffer that is NaN elsewhere, at an odd offset."""
-    buffer = torch.full((*x.shape[:-2], 2 * x.shape[-2] + 3, 2 * x.shape[-1] + 5), math.nan, dtype=x.dtype)
-    view = buffer.to(x.device)[..., 1 : 2 * x.shape[-2] : 2, 3 : 2 * x.shape[-1] + 2 : 2]
-    view.copy_(x)
-    return view
-
-
-def _cropped(x):
-    """A crop, as data augmentation makes it: dense rows that start anywhere."""
-    buffer = torch.full((*x.shape[:-2], x.shape[-2] + 2, x.shape[-1] + 3), math.nan, dtype=x.dtype).to(x.device)
-    view = buffer[..., 1:-1, 1:-2]
-    view.copy_(x)
-    return view
-
-
-def _transposed(x):
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def _batch_last(x):
-    return x.permute(*range(1, x.dim()), 0).contiguous().permute(-1, *range(x.dim() - 1))
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": _channels_last,
-    "sliced": _sliced,
-    "cropped": _cropped,
-    "transposed": _transposed,
-    "batch_last": _batch_last,
-}
 
 
 @pytest.mark.parametrize("hr_layout", LAYOUTS)
 @pytest.mark.parametrize("sr_layout", LAYOUTS)
 def test_layouts(backend, sr_layout, hr_layout):
     """Strides never change a number: each pair of layouts against the same oracle."""
-    sr, hr = images((2, 3, 14, 37), device=backend.device)
-    check(backend, LAYOUTS[sr_layout](sr), LAYOUTS[hr_layout](hr), padding="reflect", maps=True)
+    sr, hr = smooth_pair((2, 3, 14, 37), device=backend.device)
+    check_against_oracle(backend, LAYOUTS[sr_layout](sr), LAYOUTS[hr_layout](hr), padding="reflect", maps=True)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed"])
@@ -322,39 +197,39 @@ def test_layouts(backend, sr_layout, hr_layout):
 )
 def test_layouts_of_other_shapes(backend, shape, layout):
     """Also with channel counts that are not 3, and in half precision."""
-    sr, hr = images(shape, dtypes=(torch.float16, torch.float32), device=backend.device)
-    check(backend, LAYOUTS[layout](sr), LAYOUTS[layout](hr), distance="charbonnier", reduction="none")
+    sr, hr = smooth_pair(shape, dtypes=(torch.float16, torch.float32), device=backend.device)
+    check_against_oracle(backend, LAYOUTS[layout](sr), LAYOUTS[layout](hr), distance="charbonnier", reduction="none")
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
 @pytest.mark.parametrize("window_size", [3, 7, 11, 13])
 def test_layouts_with_windows(backend, window_size, padding, layout):
-    sr, hr = (LAYOUTS[layout](x) for x in images((1, 3, 18, 35), device=backend.device))
-    check(backend, sr, hr, window_size=window_size, padding=padding, reduction="sum")
+    sr, hr = (LAYOUTS[layout](x) for x in smooth_pair((1, 3, 18, 35), device=backend.device))
+    check_against_oracle(backend, sr, hr, window_size=window_size, padding=padding, reduction="sum")
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)], ids=str)
 def test_expanded(backend, dims):
     """Strides of 0: one target for a batch, one channel for three, one row for all."""
-    sr, hr = images((2, 3, 12, 17), device=backend.device)
+    sr, hr = smooth_pair((2, 3, 12, 17), device=backend.device)
     small = hr[tuple(slice(0, 1) if dim in dims else slice(None) for dim in range(4))]
-    check(backend, sr, small.expand_as(hr), maps=True)
-    check(backend, small.expand_as(hr), sr)
+    check_against_oracle(backend, sr, small.expand_as(hr), maps=True)
+    check_against_oracle(backend, small.expand_as(hr), sr)
 
 
 def test_channels_last_flag_of_torch(backend):
     """memory_format=channels_last as users ask for it, where one channel or one pixel makes the strides ambiguous."""
     for shape in ((2, 3, 16, 20), (2, 1, 8, 9), (1, 3, 1, 1), (1, 4, 1, 7)):
-        sr, hr = (x.to(memory_format=torch.channels_last) for x in images(shape, device=backend.device))
-        check(backend, sr, hr)
+        sr, hr = (x.to(memory_format=torch.channels_last) for x in smooth_pair(shape, device=backend.device))
+        check_against_oracle(backend, sr, hr)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "batch_last"])
 @pytest.mark.parametrize("other", ["contiguous", "channels_last"])
 def test_gradients_have_the_layout_of_their_image(fused, layout, other):
     """A gradient in another layout would make the network's backward pass copy it."""
-    sr, hr = images((2, 3, 10, 12), dtypes=(torch.float16, torch.float32), device=fused.device)
+    sr, hr = smooth_pair((2, 3, 10, 12), dtypes=(torch.float16, torch.float32), device=fused.device)
     sr, hr = leaf(LAYOUTS[layout](sr)), leaf(LAYOUTS[other](hr))
     grads = torch.autograd.grad(fused.pspl_loss(sr, hr, 1.0), (sr, hr))
     assert grads[0].stride() == sr.stride()
@@ -362,7 +237,7 @@ def test_gradients_have_the_layout_of_their_image(fused, layout, other):
 
 
 def test_inputs_are_not_written(backend):
-    sr, hr = images((2, 3, 14, 15), device=backend.device)
+    sr, hr = smooth_pair((2, 3, 14, 15), device=backend.device)
     before = sr.clone(), hr.clone()
     a, b = leaf(sr), leaf(hr)
     backend.pspl_loss(a, b, 1.0, return_stats=True)[0].backward()
@@ -377,38 +252,38 @@ def test_inputs_are_not_written(backend):
 @pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
 def test_steps(backend, step, distance):
     """From the first iteration, where the weights vanish, to the end, where they are gamma."""
-    sr, hr = images((1, 2, 12, 19), noise=0.4, device=backend.device)
-    check(backend, sr, hr, step, maps=True, distance=distance)
+    sr, hr = smooth_pair((1, 2, 12, 19), noise=0.4, device=backend.device)
+    check_against_oracle(backend, sr, hr, step, maps=True, distance=distance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64], ids=str)
 @pytest.mark.parametrize("value", [0, 1, 3, 1000])
 def test_step_as_tensor(backend, value, dtype):
     """A 0-dim tensor, here or on the images' device, means the same as the number."""
-    sr, hr = images((1, 2, 12, 19), device=backend.device)
-    number, _ = check(backend, sr, hr, value)
+    sr, hr = smooth_pair((1, 2, 12, 19), device=backend.device)
+    number, _ = check_against_oracle(backend, sr, hr, value)
     for device in {"cpu", backend.device.type}:
         step = torch.tensor(value, dtype=dtype, device=device)
-        loss, _ = check(backend, sr, hr, step, maps=True)
+        loss, _ = check_against_oracle(backend, sr, hr, step, maps=True)
         assert torch.equal(loss, number)
 
 
 def test_step_as_tensor_of_infinity(backend):
-    sr, hr = images((1, 2, 12, 19), device=backend.device)
-    check(backend, sr, hr, torch.tensor(INF, device=backend.device), maps=True)
+    sr, hr = smooth_pair((1, 2, 12, 19), device=backend.device)
+    check_against_oracle(backend, sr, hr, torch.tensor(INF, device=backend.device), maps=True)
 
 
 @pytest.mark.parametrize("step", [0, 5.0, INF, torch.tensor(INF)], ids=str)
 @pytest.mark.parametrize("beta", [0.0, 0.7])
 def test_no_growth(backend, step, beta):
     """alpha = 0 switches the schedule off: delta is beta, also when 0 * inf would be NaN."""
-    sr, hr = images((1, 2, 12, 19), device=backend.device)
-    check(backend, sr, hr, step, alpha=0.0, beta=beta, maps=True)
+    sr, hr = smooth_pair((1, 2, 12, 19), device=backend.device)
+    check_against_oracle(backend, sr, hr, step, alpha=0.0, beta=beta, maps=True)
 
 
 def test_delta_zero_where_the_similarity_is_mu(backend):
     """The limit of Eq. 7 is gamma where M_s = mu: identical images, mu = 1. Elsewhere it is 0."""
-    x, y = images((1, 1, 30, 14), device=backend.device)
+    x, y = smooth_pair((1, 1, 30, 14), device=backend.device)
     assert torch.equal(backend.attention_map(x, x, 0.0, mu=1.0, gamma=3.0), torch.full_like(x, 3.0))
     half = y.clone()
     half[..., :15, :] = x[..., :15, :]
@@ -419,13 +294,13 @@ def test_delta_zero_where_the_similarity_is_mu(backend):
 
 def test_negative_step_on_the_device_is_its_delta(backend):
     """A tensor's sign can't be checked without waiting for the device; Eq. 7 takes the square."""
-    sr, hr = images((1, 2, 12, 19), device=backend.device)
+    sr, hr = smooth_pair((1, 2, 12, 19), device=backend.device)
     minus = backend.pspl_loss(sr, hr, torch.tensor(-1.5, device=backend.device))
     assert torch.equal(minus, backend.pspl_loss(sr, hr, 1.5))
 
 
 def test_nan_step_on_the_device_is_a_nan_loss(backend):
-    sr, hr = images((1, 2, 12, 19), device=backend.device)
+    sr, hr = smooth_pair((1, 2, 12, 19), device=backend.device)
     assert backend.pspl_loss(sr, hr, torch.tensor(math.nan, device=backend.device)).isnan()
 
 
@@ -433,7 +308,7 @@ def test_nan_step_on_the_device_is_a_nan_loss(backend):
 @pytest.mark.parametrize("step", [0.0, 1e-45, 1e-38, 1e-20, 1e38, 1e300, INF])
 def test_extreme_widths_are_not_nan(backend, step, dtype):
     """No finite image and no step, on the way from 0 to infinity through subnormal numbers, makes a NaN."""
-    sr, hr = images((1, 1, 8, 9), dtypes=(dtype, dtype), device=backend.device)
+    sr, hr = smooth_pair((1, 1, 8, 9), dtypes=(dtype, dtype), device=backend.device)
     hr[..., :4, :] = -sr[..., :4, :]
     for mu in (-1.0, 1.0, 0.0):
         loss, stats = backend.pspl_loss(sr, hr, step, mu=mu, return_stats=True)
@@ -450,9 +325,9 @@ def test_extreme_widths_are_not_nan(backend, step, dtype):
 def test_identical_images_have_similarity_one(backend, padding, dtype):
     """Exactly 1, whatever the values and layouts; the loss, its gradient and the error statistics are exactly 0."""
     for shape, scale in (((1, 3, 1, 1), 1), ((2, 3, 17, 35), 1), ((1, 1, 9, 70), 255), ((1, 1, 13, 13), 1e-4)):
-        sr, _ = images(shape, dtypes=(dtype, dtype), device=backend.device)
+        sr, _ = smooth_pair(shape, dtypes=(dtype, dtype), device=backend.device)
         sr = leaf(sr * scale)
-        hr = _channels_last(sr.detach())
+        hr = LAYOUTS["channels_last"](sr.detach())
         assert torch.equal(
             backend.similarity_map(sr, hr, padding=padding).cpu(), torch.ones(shape, dtype=tolerances.compute_dtype(sr))
         )
@@ -471,7 +346,7 @@ def test_identical_images_have_similarity_one(backend, padding, dtype):
 def test_similarity_is_bounded(backend, scale, dtype):
     """|M_s| <= 1, where rounding is worst."""
     shape = (1, 1, 24, 40)
-    sr, hr = images(shape, dtypes=(dtype, dtype), device=backend.device)
+    sr, hr = smooth_pair(shape, dtypes=(dtype, dtype), device=backend.device)
     rows, columns = torch.meshgrid(torch.arange(24), torch.arange(40), indexing="ij")
     checker = ((rows + columns) % 2).to(sr)[None, None]
     flat = torch.full(shape, 0.7).to(sr)
@@ -484,7 +359,7 @@ def test_similarity_is_bounded(backend, scale, dtype):
 @pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
 def test_ties_have_no_gradient(backend, distance):
     """sign(0) = 0, as in PyTorch: equal pixels get exactly 0, also inside a region that gets a gradient."""
-    sr, hr = images((2, 2, 13, 17), device=backend.device)
+    sr, hr = smooth_pair((2, 2, 13, 17), device=backend.device)
     ties = sr == hr
     assert 0 < ties.sum() < ties.numel() / 2
     sr = leaf(sr)
@@ -511,7 +386,7 @@ def test_nan_stays_in_its_window(backend, at, where, bad):
     """Each pixel whose window holds a NaN or an infinity is NaN in both maps, and no other pixel is touched. The places
     cover corners and the usual tile borders, where a shared pivot or running sum could carry it further."""
     shape, radius = (1, 2, 40, 40), 5
-    sr, hr = images(shape, device=backend.device)
+    sr, hr = smooth_pair(shape, device=backend.device)
     clean = backend.similarity_map(sr, hr)
     for name, image in (("sr", sr), ("hr", hr)):
         if where in (name, "both"):
@@ -535,7 +410,7 @@ def test_nan_stays_in_its_window(backend, at, where, bad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 def test_nan_reaches_the_loss(backend, dtype, distance, bad):
     """A NaN that a clamp turned into a number would let a broken training run go on."""
-    sr, hr = images((1, 2, 20, 20), dtypes=(dtype, dtype), device=backend.device)
+    sr, hr = smooth_pair((1, 2, 20, 20), dtypes=(dtype, dtype), device=backend.device)
     sr[0, 1, 7, 9] = bad
     for step in (0.0, 1.0, INF):
         a = leaf(sr)
@@ -553,7 +428,7 @@ def test_nan_reaches_the_loss(backend, dtype, distance, bad):
 @pytest.mark.parametrize("padding", ["reflect", "replicate"])
 def test_nan_stays_in_its_window_with_padding(backend, padding):
     """A padded border shows a NaN to the windows that see its mirror image, and to no others."""
-    sr, hr = images((1, 1, 6, 24), device=backend.device)
+    sr, hr = smooth_pair((1, 1, 6, 24), device=backend.device)
     sr[0, 0, 1, 1] = math.nan
     expected = np.isnan(oracle.similarity_map(numpy64(sr), numpy64(hr), padding=padding))
     assert 0 < expected.sum() < expected.size
@@ -562,7 +437,7 @@ def test_nan_stays_in_its_window_with_padding(backend, padding):
 
 @pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
 def test_symmetric_in_the_two_images(backend, distance):
-    sr, hr = (leaf(x) for x in images((2, 2, 15, 37), device=backend.device))
+    sr, hr = (leaf(x) for x in smooth_pair((2, 2, 15, 37), device=backend.device))
     there = backend.pspl_loss(sr, hr, 1.0, distance=distance)
     back = backend.pspl_loss(hr, sr, 1.0, distance=distance)
     assert torch.equal(there, back)
@@ -574,7 +449,7 @@ def test_symmetric_in_the_two_images(backend, distance):
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 40, 70), pytest.param((4, 3, 150, 201), marks=heavy)], ids=str)
 def test_bitwise_repeatable(backend, shape):
     """The same call gives the same bits: no sum depends on the order in which blocks or threads finish."""
-    sr, hr = (leaf(x) for x in images(shape, device=backend.device))
+    sr, hr = (leaf(x) for x in smooth_pair(shape, device=backend.device))
     first = None
     for _ in range(5):
         loss, stats = backend.pspl_loss(sr, hr, 1.0, return_stats=True)
@@ -586,7 +461,7 @@ def test_bitwise_repeatable(backend, shape):
 @heavy
 def test_thread_count_does_not_change_the_result(fused):
     """Jobs are fixed pieces of the image, whoever computes them."""
-    sr, hr = (leaf(x) for x in images((3, 3, 120, 131), device=fused.device))
+    sr, hr = (leaf(x) for x in smooth_pair((3, 3, 120, 131), device=fused.device))
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -598,7 +473,7 @@ def test_thread_count_does_not_change_the_result(fused):
 
 def test_result_does_not_depend_on_what_else_is_asked(backend):
     """Statistics, gradients and maps are by-products: the loss has the same bits with and without them."""
-    sr, hr = images((2, 3, 21, 34), device=backend.device)
+    sr, hr = smooth_pair((2, 3, 21, 34), device=backend.device)
     plain = backend.pspl_loss(sr, hr, 1.0)
     both = backend.pspl_loss(leaf(sr), leaf(hr), 1.0, return_stats=True)[0].detach()
     assert torch.equal(plain, both)
@@ -612,7 +487,7 @@ def test_result_does_not_depend_on_what_else_is_asked(backend):
 
 def test_images_of_a_batch_do_not_see_each_other(backend):
     """The maps of a batch are the maps of its images: no window crosses from one plane to the next."""
-    sr, hr = images((3, 2, 9, 13), device=backend.device)
+    sr, hr = smooth_pair((3, 2, 9, 13), device=backend.device)
     batch = backend.similarity_map(sr, hr)
     for n in range(3):
         for c in range(2):
@@ -625,18 +500,18 @@ def test_images_of_a_batch_do_not_see_each_other(backend):
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
 def test_large(backend, padding, layout):
     """Many tiles, with prime sizes: sums over a million pixels keep the budget."""
-    sr, hr = (LAYOUTS[layout](x) for x in images((1, 3, 577, 613), device=backend.device))
-    check(backend, sr, hr, padding=padding, maps=True)
+    sr, hr = (LAYOUTS[layout](x) for x in smooth_pair((1, 3, 577, 613), device=backend.device))
+    check_against_oracle(backend, sr, hr, padding=padding, maps=True)
 
 
 def test_long_and_thin(backend):
     """A row and a column of many tiles, one pixel thick."""
     for shape in ((1, 1, 1, 2003), (1, 1, 2003, 1), (1, 1, 2, 1030)):
-        sr, hr = images(shape, device=backend.device)
-        check(backend, sr, hr, padding="reflect", window_size=5)
+        sr, hr = smooth_pair(shape, device=backend.device)
+        check_against_oracle(backend, sr, hr, padding="reflect", window_size=5)
 
 
 def test_many_small_images(backend):
     """Far more planes than tiles in one of them."""
-    sr, hr = images((70, 30, 3, 4), device=backend.device)
-    check(backend, sr, hr, window_size=7)
+    sr, hr = smooth_pair((70, 30, 3, 4), device=backend.device)
+    check_against_oracle(backend, sr, hr, window_size=7)

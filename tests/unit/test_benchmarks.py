@@ -12,16 +12,12 @@ import pytest
 import torch
 
 import pspl_cuda
+from benchmarks import __main__ as command
+from benchmarks import check, harness, implementations, memory, peak_fma, report, timing
+from benchmarks.cases import OTHERS, SIZES, Case, chosen, images
+from benchmarks.implementations import BUDGET, Implementation, textbook
 
-ROOT = Path(__file__).parent.parent
-# At the end, so that the installed pspl_cuda is tested and not the one in the source folder.
-sys.path.append(str(ROOT))
-
-from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import check, harness, implementations, memory, peak_fma, report, timing  # noqa: E402
-from benchmarks.cases import OTHERS, SIZES, Case, chosen, images  # noqa: E402
-from benchmarks.implementations import BUDGET, Implementation, textbook  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SIZE = "1x3x20x24"
 CASE = Case((1, 3, 20, 24))

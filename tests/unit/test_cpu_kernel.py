@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import backends
+from helpers import backends
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-DRIVER = TESTS / "cpu_kernel" / "driver.cpp"
+DRIVER = HERE / "cpu_kernel" / "driver.cpp"
 
 X86 = "x86_64"
 pytestmark = [
@@ -258,7 +258,7 @@ def test_core_numerics_with_less_than_the_processor_has(isa):
     chosen = _run([sys.executable, "-c", code], PSPL_CPU_ISA=isa).stdout.strip()
     if chosen != isa:
         pytest.skip(f"this processor has no {isa}, but {chosen}")
-    files = [TESTS / "test_numerics.py", TESTS / "test_backends.py"]
+    files = [HERE / "test_numerics.py", HERE / "test_backends.py"]
     pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", CORE]
     result = _run(pytest_run, PSPL_CPU_ISA=isa, PSPL_TEST_BACKENDS="cpu")
     assert result.returncode == 0, result.stdout[-3000:]

@@ -11,30 +11,12 @@ import pytest
 import torch
 
 import pspl_cuda
+from helpers.unusual_tensors import Subclass, nested, quantized, quietly
 from pspl_cuda import PSPLLoss, ops, reference
 
 
 def image(*shape, dtype=torch.float32):
     return torch.zeros(shape or (1, 3, 8, 8), dtype=dtype)
-
-
-def quietly(make, *args, **kwargs):
-    """Without the warning that the kind of tensor is deprecated, or in beta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(*args, **kwargs)
-
-
-def quantized(tensor):
-    return quietly(torch.quantize_per_tensor, tensor, 0.1, 0, torch.quint8)
-
-
-def nested(layout):
-    return quietly(torch.nested.nested_tensor, [image(3, 8, 8), image(3, 8, 8)], layout=layout)
-
-
-class Subclass(torch.Tensor):
-    pass
 
 
 BAD_IMAGES = {

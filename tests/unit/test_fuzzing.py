@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 
-import backends
 import pspl_cuda
+from helpers import backends
+from helpers.unusual_tensors import Subclass, nested, quantized
 from pspl_cuda import PSPLLoss
-from test_errors import Subclass, nested, quantized
 
 # ---------------------------------------------------------------- what is drawn
 

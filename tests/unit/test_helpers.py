@@ -9,9 +9,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-import backends
-import oracle
-import tolerances
+from helpers import backends, oracle, tolerances
 
 
 def test_oracle_agrees_with_scikit_image(rng):
@@ -165,3 +163,13 @@ def test_selected_backends(monkeypatch):
     monkeypatch.setenv("PSPL_TEST_BACKENDS", "gpu")
     with pytest.raises(ValueError, match="gpu"):
         backends.selected()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_cuda_is_collected_where_there_is_a_gpu_or_it_is_named(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("PSPL_TEST_BACKENDS", raising=False)
+    assert ("cuda" in backends.collected()) == gpu
+    assert set(backends.collected()) | {"cuda"} == set(backends.NAMES)
+    monkeypatch.setenv("PSPL_TEST_BACKENDS", "cuda")
+    assert backends.collected() == ["cuda"]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-import framework_stubs as stubs
 import pspl_cuda.integrations
+from helpers import framework_stubs as stubs
 from pspl_cuda import PSPLLoss, pspl_loss
 
-DOCS = Path(__file__).parent.parent / "docs" / "frameworks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 # Framework's top package, and what its sentence must name.
 PLUGINS = {
     "basicsr": ("basicsr", "BasicSR", "pip install basicsr"),
@@ -139,7 +139,7 @@ def test_every_plugin_is_installed_tested_and_documented():
     for name in plugins:
         assert f"``{name}``" in listed
         assert f"integrations.{name}" in documented or f"integrations import {name}" in documented
-    assert '"pspl_cuda.integrations"' in (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert '"pspl_cuda.integrations"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
 
 # ---------------------------------------------------------------- BasicSR, neosr, traiNNer-redux

@@ -11,13 +11,9 @@ import math
 import pytest
 import torch
 
-import backends
-import images
-import oracle
 import pspl_cuda
-import tolerances
-from test_backends import check, leaf, numpy64
-from test_backends import images as smooth_pair
+from helpers import adversarial_images, backends, oracle, tolerances
+from helpers.cases import check_against_oracle, leaf, numpy64, smooth_pair
 
 
 def noise(*shape, seed=0, dtype=torch.float32, device="cpu"):
@@ -42,7 +38,7 @@ def gradient_of(loss, image):
 def test_optimized_fused_ssim_issue_1_permuted_input(backend):
     """Images as a renderer gives them, NHWC memory seen as NCHW, read as if they were contiguous."""
     sr, hr = (noise(2, 20, 30, 3, seed=seed, device=backend.device).permute(0, 3, 1, 2) for seed in (0, 1))
-    check(backend, sr, hr, maps=True)
+    check_against_oracle(backend, sr, hr, maps=True)
 
 
 def test_fused_ssim_issue_44_output_with_the_strides_of_the_input(backend):
@@ -58,7 +54,7 @@ def test_fused_ssim_issue_44_output_with_the_strides_of_the_input(backend):
 def test_gsplat_issue_396_mixed_layouts(backend):
     """A permuted output against a contiguous target."""
     sr = noise(1, 17, 33, 3, device=backend.device).permute(0, 3, 1, 2)
-    check(backend, sr, noise(1, 3, 17, 33, seed=1, device=backend.device))
+    check_against_oracle(backend, sr, noise(1, 3, 17, 33, seed=1, device=backend.device))
 
 
 def test_fvdb_core_issue_750_channels_in_order(backend):
@@ -197,7 +193,7 @@ def test_fused_ssim_pr_37_nan_becomes_one(backend, bad):
 def test_pytorch_ssim_issue_33_constants_of_another_range(backend):
     """0..255 with the constants of 0..1: negative variances, values like -100 (also jorge-pessoa/pytorch-msssim 12)."""
     for name in ("flat, noise 1e-4", "saturated", "photo"):
-        sr, hr = images.pair(name, 255.0, device=backend.device)
+        sr, hr = adversarial_images.pair(name, 255.0, device=backend.device)
         assert backend.similarity_map(sr, hr, data_range=1.0).abs().max() <= 1
 
 
@@ -209,7 +205,7 @@ def test_torchmetrics_issue_2281_negative_variance(backend):
 
 def test_torchmetrics_issue_2327_above_one(backend):
     """Bright images with little texture."""
-    sr, hr = images.pair("bright", device=backend.device)
+    sr, hr = adversarial_images.pair("bright", device=backend.device)
     assert_exact(backend, sr, hr)
 
 
@@ -228,7 +224,7 @@ def test_torchmetrics_issue_1290_black_images_under_autocast(backend, dtype):
 def test_pyiqa_pr_125_float32_is_enough(backend):
     """Cast to float64 by others: smooth and bright images with small errors."""
     for name in ("smooth, error 1e-2", "smooth, error 1e-3", "bright border"):
-        assert_exact(backend, *images.pair(name, device=backend.device))
+        assert_exact(backend, *adversarial_images.pair(name, device=backend.device))
 
 
 def test_pytorch_msssim_issue_7_negative_contrast(backend):
@@ -289,13 +285,13 @@ def test_pspl_official_code_at_age_zero(backend):
 def test_piqa_issue_19_overshoot(backend):
     """An assertion on 0..1 ended trainings: outputs of a network overshoot."""
     hr = noise(1, 3, 16, 16, device=backend.device)
-    check(backend, 1.5 * hr - 0.2, hr, far_from_pivot=True)
+    check_against_oracle(backend, 1.5 * hr - 0.2, hr, far_from_pivot=True)
 
 
 def test_piqa_issue_30_negative_values(backend):
     """Images of -1..1 with data_range 2."""
     sr, hr = (2 * x - 1 for x in smooth_pair((1, 3, 16, 16), device=backend.device))
-    check(backend, sr, hr, data_range=2.0, maps=True, far_from_pivot=backend.one_pivot)
+    check_against_oracle(backend, sr, hr, data_range=2.0, maps=True, far_from_pivot=backend.one_pivot)
 
 
 def test_pyiqa_issue_105_clamped_inputs_have_no_gradient(backend):
@@ -307,7 +303,7 @@ def test_pyiqa_issue_105_clamped_inputs_have_no_gradient(backend):
 
 def test_pytorch_msssim_issue_8_same_image_in_another_range(backend):
     """0..1 and 0..255 with their data_range give the same map."""
-    sr, hr = images.pair("photo", device=backend.device)
+    sr, hr = adversarial_images.pair("photo", device=backend.device)
     small = backend.similarity_map(sr, hr, data_range=1.0)
     large = backend.similarity_map(255 * sr, 255 * hr, data_range=255.0)
     assert (small - large).abs().max() <= 2 * tolerances.SIMILARITY[torch.float32]
@@ -343,14 +339,14 @@ def test_pytorch_msssim_issue_17_half_precision_training(backend, dtype):
 def test_pytorch_lightning_issue_6383_mixed_dtypes(backend):
     """float32 against float16 raised (also pytorch-msssim 45)."""
     sr, hr = smooth_pair((1, 3, 16, 17), dtypes=(torch.float16, torch.float32), device=backend.device)
-    check(backend, sr, hr, maps=True)
-    check(backend, hr, sr, maps=True)
+    check_against_oracle(backend, sr, hr, maps=True)
+    check_against_oracle(backend, hr, sr, maps=True)
 
 
 def test_ignite_issue_3034_half_on_the_cpu(backend):
     """No convolution of float16 was needed."""
     sr, hr = smooth_pair((1, 3, 16, 17), dtypes=(torch.float16, torch.float16), device=backend.device)
-    check(backend, sr, hr, distance="l2", maps=True)
+    check_against_oracle(backend, sr, hr, distance="l2", maps=True)
 
 
 def test_pspl_official_code_on_uint8(backend):

@@ -14,13 +14,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import ddp_worker
 import pspl_cuda
+from helpers import ddp_worker
 from pspl_cuda import PSPLLoss, PSPLStats
 
 
 @pytest.fixture
-def images():
+def pair():
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand((2, 3, 9, 10), generator=generator)
     return hr + 0.1 * torch.randn(hr.shape, generator=generator), hr
@@ -33,15 +33,15 @@ def reference(sr, hr, step, **keywords):
 # ---------------------------------------------------------------- counting
 
 
-def test_first_call_is_iteration_one(images):
+def test_first_call_is_iteration_one(pair):
     """The official code advances its step before the loss: with step 0 the first iteration would train nothing."""
     loss = PSPLLoss()
     assert (loss.iteration, loss.step, loss.delta) == (0, 0.0, 0.0)
     for iteration in (1, 2, 3):
-        value = loss(*images)
+        value = loss(*pair)
         assert loss.iteration == iteration
         assert loss.step == iteration / 1000
-        assert torch.equal(value, reference(*images, iteration / 1000))
+        assert torch.equal(value, reference(*pair, iteration / 1000))
 
 
 def test_step_and_delta():
@@ -52,85 +52,85 @@ def test_step_and_delta():
     assert loss.delta == 0.25
 
 
-def test_eval_does_not_count(images):
+def test_eval_does_not_count(pair):
     """Validation sees the current step, as often as it likes."""
     loss = PSPLLoss(iterations_per_step=2)
-    loss(*images)
-    loss(*images)
+    loss(*pair)
+    loss(*pair)
     loss.eval()
     for _ in range(3):
-        assert torch.equal(loss(*images), reference(*images, 1.0))
+        assert torch.equal(loss(*pair), reference(*pair, 1.0))
     assert loss.iteration == 2
     loss.train()
-    loss(*images)
+    loss(*pair)
     assert loss.iteration == 3
 
 
-def test_no_grad_in_training_mode_counts(images):
+def test_no_grad_in_training_mode_counts(pair):
     """The mode decides, not whether someone wants a gradient."""
     loss = PSPLLoss()
     with torch.no_grad():
-        loss(*images)
+        loss(*pair)
     assert loss.iteration == 1
 
 
-def test_calls_per_iteration(images):
+def test_calls_per_iteration(pair):
     """Micro-batches of one iteration share its step; the first of them begins it."""
     loss = PSPLLoss(calls_per_iteration=3, iterations_per_step=10)
     seen = []
     for _ in range(7):
-        value = loss(*images)
+        value = loss(*pair)
         seen.append(loss.iteration)
-        assert torch.equal(value, reference(*images, loss.iteration / 10))
+        assert torch.equal(value, reference(*pair, loss.iteration / 10))
     assert seen == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_start_iteration(images):
+def test_start_iteration(pair):
     loss = PSPLLoss(start_iteration=41, calls_per_iteration=2, iterations_per_step=42)
     assert loss.iteration == 41
-    assert torch.equal(loss(*images), reference(*images, 1.0))
+    assert torch.equal(loss(*pair), reference(*pair, 1.0))
     assert loss.iteration == 42
 
 
-def test_resume_without_saved_state(images):
+def test_resume_without_saved_state(pair):
     """From the iteration alone, a resumed run computes what the uninterrupted one does, also with accumulation."""
     keywords = {"iterations_per_step": 3, "calls_per_iteration": 2}
     loss = PSPLLoss(**keywords)
-    uninterrupted = [loss(*images) for _ in range(10)]
+    uninterrupted = [loss(*pair) for _ in range(10)]
     loss = PSPLLoss(**keywords, start_iteration=3)
-    assert [loss(*images) for _ in range(4)] == uninterrupted[6:]
+    assert [loss(*pair) for _ in range(4)] == uninterrupted[6:]
 
 
-def test_iteration_is_settable(images):
+def test_iteration_is_settable(pair):
     loss = PSPLLoss(calls_per_iteration=2)
-    loss(*images)
+    loss(*pair)
     loss.iteration = 999
     assert loss.iteration == 999
-    loss(*images)
-    loss(*images)
+    loss(*pair)
+    loss(*pair)
     assert loss.iteration == 1000
     assert loss.step == 1.0
 
 
 @pytest.mark.parametrize("step", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
-def test_given_step_leaves_the_count_alone(images, step):
+def test_given_step_leaves_the_count_alone(pair, step):
     """Whoever keeps a schedule of their own keeps it alone."""
     loss = PSPLLoss()
-    loss(*images)
-    assert torch.equal(loss(*images, step=step), reference(*images, 2.5))
-    assert torch.equal(loss(*images, step), reference(*images, 2.5))
+    loss(*pair)
+    assert torch.equal(loss(*pair, step=step), reference(*pair, 2.5))
+    assert torch.equal(loss(*pair, step), reference(*pair, 2.5))
     assert loss.iteration == 1
 
 
-def test_failed_call(images):
+def test_failed_call(pair):
     """A bad batch that is skipped by the loop raises every time."""
     loss = PSPLLoss()
     for _ in range(2):
         with pytest.raises(ValueError, match="same shape"):
-            loss(images[0], images[1][:1])
+            loss(pair[0], pair[1][:1])
 
 
-def test_never_reads_the_images(images, monkeypatch):
+def test_never_reads_the_images(pair, monkeypatch):
     """Reading a number of the images' device would wait for it in every iteration. (The count is on the CPU.)"""
 
     def guard(name):
@@ -147,14 +147,14 @@ def test_never_reads_the_images(images, monkeypatch):
     loss = PSPLLoss(return_stats=True)
     for backend in ("reference", "auto"):
         loss.backend = backend
-        value, _ = loss(images[0].requires_grad_(), images[1])
+        value, _ = loss(pair[0].requires_grad_(), pair[1])
         value.backward()
-    loss(*images, step=torch.tensor(1.0))
+    loss(*pair, step=torch.tensor(1.0))
 
 
-def test_runs_without_data(images):
+def test_runs_without_data(pair):
     """Meta tensors have shapes but no numbers: whatever reads one raises."""
-    sr, hr = (x.to("meta") for x in images)
+    sr, hr = (x.to("meta") for x in pair)
     loss = PSPLLoss(backend="reference", return_stats=True)
     value, stats = loss(sr.requires_grad_(), hr)
     value.backward()
@@ -163,25 +163,25 @@ def test_runs_without_data(images):
     assert loss.iteration == 1
 
 
-def test_counting_in_inference_mode(images):
+def test_counting_in_inference_mode(pair):
     """A warm-up in inference mode leaves nothing behind that later copies choke on."""
     loss = PSPLLoss()
     with torch.inference_mode():
-        loss(*images)
-    loss(images[0].requires_grad_(), images[1]).backward()
+        loss(*pair)
+    loss(pair[0].requires_grad_(), pair[1]).backward()
     assert copy.deepcopy(loss).iteration == pickle.loads(pickle.dumps(loss)).iteration == 2
     with torch.inference_mode():
         state = loss.state_dict()
     other = PSPLLoss()
     other.load_state_dict(_saved(state))
-    other(*images)
+    other(*pair)
     assert other.iteration == 3
 
 
 # ---------------------------------------------------------------- what it computes
 
 
-def test_keywords_reach_the_function(images):
+def test_keywords_reach_the_function(pair):
     """Each keyword, with a value that is not the default, makes the module what the function is."""
     keywords = {
         "alpha": 0.5,
@@ -199,12 +199,12 @@ def test_keywords_reach_the_function(images):
         "reduction": "sum",
         "backend": "reference",
     }
-    default = PSPLLoss(start_iteration=1000, backend="reference").eval()(*images)
-    value = PSPLLoss(start_iteration=1000, **keywords).eval()(*images)
-    assert torch.equal(value, reference(*images, 1.0, **keywords))
+    default = PSPLLoss(start_iteration=1000, backend="reference").eval()(*pair)
+    value = PSPLLoss(start_iteration=1000, **keywords).eval()(*pair)
+    assert torch.equal(value, reference(*pair, 1.0, **keywords))
     for name in keywords:
         others = {k: v for k, v in keywords.items() if k not in (name, "backend")}
-        without = PSPLLoss(start_iteration=1000, backend="reference", **others).eval()(*images)
+        without = PSPLLoss(start_iteration=1000, backend="reference", **others).eval()(*pair)
         assert name == "backend" or not torch.equal(value, without), f"{name} does nothing"
     assert not torch.equal(value, default)
 
@@ -222,52 +222,52 @@ def test_is_importable_with_the_signature_of_the_function():
         assert plain == inspect.signature(function)
 
 
-def test_loss_weight(images):
-    sr = images[0].requires_grad_()
+def test_loss_weight(pair):
+    sr = pair[0].requires_grad_()
     plain, weighted = PSPLLoss(start_iteration=999), PSPLLoss(start_iteration=999, loss_weight=0.25)
-    a, b = plain(sr, images[1]), weighted(sr, images[1])
+    a, b = plain(sr, pair[1]), weighted(sr, pair[1])
     assert torch.equal(0.25 * a, b)
     assert torch.equal(0.25 * torch.autograd.grad(a, sr)[0], torch.autograd.grad(b, sr)[0])
-    assert PSPLLoss(loss_weight=0)(*images) == 0
+    assert PSPLLoss(loss_weight=0)(*pair) == 0
 
 
-def test_stats(images):
+def test_stats(pair):
     """The statistics are those of the images: a weight on the loss does not weigh them."""
     loss = PSPLLoss(return_stats=True, loss_weight=3.0, start_iteration=999, data_range=2.0)
-    value, stats = loss(*images)
-    expected, expected_stats = reference(*images, 1.0, data_range=2.0, return_stats=True)
+    value, stats = loss(*pair)
+    expected, expected_stats = reference(*pair, 1.0, data_range=2.0, return_stats=True)
     assert torch.equal(value, 3 * expected)
     assert isinstance(stats, PSPLStats)
     assert all(torch.equal(a, b) for a, b in zip(stats[:4], expected_stats[:4], strict=True))
-    mse = (images[0] - images[1]).square().mean().item()
+    mse = (pair[0] - pair[1]).square().mean().item()
     assert stats.psnr.item() == pytest.approx(10 * math.log10(4 / mse), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
 @pytest.mark.parametrize("return_stats", [False, True])
-def test_several_outputs(images, kind, return_stats):
+def test_several_outputs(pair, kind, return_stats):
     """LapSRN's scales: the sum of the losses, at one step, as one call; each scale with its own statistics."""
-    small = [x[..., ::2, ::2] for x in images]
+    small = [x[..., ::2, ::2] for x in pair]
     loss = PSPLLoss(iterations_per_step=1, loss_weight=0.5, return_stats=return_stats)
-    outputs, targets = kind((images[0].requires_grad_(), small[0])), kind((images[1], small[1]))
+    outputs, targets = kind((pair[0].requires_grad_(), small[0])), kind((pair[1], small[1]))
     value = loss(outputs, targets)
-    expected = 0.5 * (reference(*images, 1.0) + reference(*small, 1.0))
+    expected = 0.5 * (reference(*pair, 1.0) + reference(*small, 1.0))
     if return_stats:
         value, stats = value
         assert [s.mean_abs_error.item() for s in stats] == pytest.approx(
-            [(a - b).abs().mean().item() for a, b in (images, small)], rel=1e-5
+            [(a - b).abs().mean().item() for a, b in (pair, small)], rel=1e-5
         )
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     assert loss.iteration == 1
-    got, wanted = (torch.autograd.grad(x, images[0], retain_graph=True)[0] for x in (value, expected))
+    got, wanted = (torch.autograd.grad(x, pair[0], retain_graph=True)[0] for x in (value, expected))
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-9)
     # One output in a list is that output.
-    single = loss([images[0]], (images[1],), step=1.0)
-    torch.testing.assert_close(single[0] if return_stats else single, 0.5 * reference(*images, 1.0), rtol=1e-6, atol=0)
+    single = loss([pair[0]], (pair[1],), step=1.0)
+    torch.testing.assert_close(single[0] if return_stats else single, 0.5 * reference(*pair, 1.0), rtol=1e-6, atol=0)
 
 
-def test_several_outputs_that_do_not_match(images):
-    sr, hr = images
+def test_several_outputs_that_do_not_match(pair):
+    sr, hr = pair
     loss = PSPLLoss()
     for a, b in (([sr], [hr, hr]), ([], []), ([sr], hr), (sr, (hr,))):
         with pytest.raises((TypeError, ValueError), match=r"sr is .* and hr is .*; expected"):
@@ -299,30 +299,30 @@ def _saved(state):
     return torch.load(file, weights_only=True)
 
 
-def test_state_dict(images):
+def test_state_dict(pair):
     """Resuming goes on at the next iteration, in the middle of one as well."""
     loss = PSPLLoss(calls_per_iteration=2)
     for _ in range(5):
-        loss(*images)
+        loss(*pair)
     state = loss.state_dict()
     assert list(state) == ["_extra_state"]
     resumed = PSPLLoss(calls_per_iteration=2)
     assert resumed.load_state_dict(_saved(state), strict=True) == ([], [])
     assert resumed.iteration == 3
     for other in (loss, resumed):
-        other(*images)
+        other(*pair)
     assert loss.iteration == resumed.iteration == 3
-    loss(*images)
-    resumed(*images)
+    loss(*pair)
+    resumed(*pair)
     assert loss.iteration == resumed.iteration == 4
 
 
-def test_state_dict_is_a_copy(images):
+def test_state_dict_is_a_copy(pair):
     """A checkpoint kept in memory is not advanced by further training."""
     loss = PSPLLoss()
-    loss(*images)
+    loss(*pair)
     state = loss.state_dict()
-    loss(*images)
+    loss(*pair)
     fresh = PSPLLoss()
     fresh.load_state_dict(state)
     assert fresh.iteration == 1
@@ -332,7 +332,7 @@ def _model():
     return nn.ModuleDict({"net": nn.Conv2d(3, 3, 1), "criterion": PSPLLoss()})
 
 
-def test_old_checkpoint_loads_strictly(images):
+def test_old_checkpoint_loads_strictly(pair):
     """A checkpoint from before the loss was used leaves the count alone, and its strictness about the rest stands."""
     model = _model()
     model["criterion"].iteration = 7
@@ -347,7 +347,7 @@ def test_old_checkpoint_loads_strictly(images):
     PSPLLoss().load_state_dict({}, strict=True)
 
 
-def test_checkpoint_of_a_model(images):
+def test_checkpoint_of_a_model(pair):
     model = _model()
     model["criterion"].iteration = 123
     other = _model()
@@ -374,10 +374,10 @@ def test_broken_state_is_refused(state):
 
 
 @pytest.mark.parametrize("cast", ["half", "double", "bfloat16", "float", "cpu"])
-def test_casts_leave_the_count_alone(images, cast):
+def test_casts_leave_the_count_alone(pair, cast):
     """16777217 is the first integer that float32 does not have; float16 ends at 65504."""
     loss = getattr(PSPLLoss(start_iteration=16777216), cast)()
-    loss(*images)
+    loss(*pair)
     assert loss.iteration == 16777217
     assert isinstance(loss.iteration, int)
     other = PSPLLoss()
@@ -385,7 +385,7 @@ def test_casts_leave_the_count_alone(images, cast):
     assert other.iteration == 16777217
 
 
-def test_default_device_and_dtype(images):
+def test_default_device_and_dtype(pair):
     """Frameworks set these globally; the state is on the CPU and exact all the same."""
     loss = PSPLLoss(start_iteration=70001)
     torch.set_default_dtype(torch.float16)
@@ -396,7 +396,7 @@ def test_default_device_and_dtype(images):
     finally:
         torch.set_default_dtype(torch.float32)
     made_there.load_state_dict(_saved(state))
-    made_there(*images)
+    made_there(*pair)
     assert made_there.iteration == 70002
 
 
@@ -404,30 +404,30 @@ COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": lambda loss: p
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
-def test_copies(images, duplicate):
+def test_copies(pair, duplicate):
     """A copy starts from the same count and goes its own way."""
     loss = PSPLLoss(distance="l2", iterations_per_step=2, loss_weight=0.5)
-    loss(*images)
+    loss(*pair)
     twin = duplicate(loss)
     assert twin.iteration == 1
-    assert torch.equal(twin(*images), 0.5 * reference(*images, 1.0, distance="l2"))
+    assert torch.equal(twin(*pair), 0.5 * reference(*pair, 1.0, distance="l2"))
     assert (twin.iteration, loss.iteration) == (2, 1)
 
 
 @pytest.mark.parametrize(
     "keywords", [{}, {"use_buffers": True, "multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=["mean", "ema"]
 )
-def test_averaged_model(images, keywords):
+def test_averaged_model(pair, keywords):
     """An average of a model that owns its loss: neither advances the other, and its checkpoint holds its own count."""
     model = _model()
-    model["criterion"](*images)
+    model["criterion"](*pair)
     average = AveragedModel(model, **keywords)
-    model["criterion"](*images)
+    model["criterion"](*pair)
     average.update_parameters(model)
     assert average.module["criterion"].iteration == 1
     assert model["criterion"].iteration == 2
-    average.module["criterion"](*images)
-    average.module["criterion"](*images)
+    average.module["criterion"](*pair)
+    average.module["criterion"](*pair)
     average.update_parameters(model)
     assert average.module["criterion"].iteration == 3
     assert model["criterion"].iteration == 2
@@ -455,25 +455,25 @@ def test_distributed_data_parallel(tmp_path):
         assert rank["buffers"] == 0
 
 
-def test_to_meta_and_empty(images):
+def test_to_meta_and_empty(pair):
     """Deferred initialisation moves modules without data."""
     loss = PSPLLoss(start_iteration=4).to("meta").to_empty(device="cpu")
-    loss(*images)
+    loss(*pair)
     assert loss.iteration == 5
 
 
-def test_compiled_module(images):
+def test_compiled_module(pair):
     """The schedule goes on under torch.compile, in one graph, and the count is there when the graph returns."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     loss = PSPLLoss(iterations_per_step=4, calls_per_iteration=2)
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
-    sr = images[0].requires_grad_()
+    sr = pair[0].requires_grad_()
     for call in range(24):
-        value = compiled(sr, images[1])
+        value = compiled(sr, pair[1])
         value.backward()
         assert loss.iteration == call // 2 + 1
-        torch.testing.assert_close(value, reference(*images, loss.iteration / 4), rtol=2e-6, atol=1e-30)
+        torch.testing.assert_close(value, reference(*pair, loss.iteration / 4), rtol=2e-6, atol=1e-30)
     assert counter.frame_count == 1
     assert PSPLLoss().load_state_dict(_saved(loss.state_dict())) == ([], [])
     assert copy.deepcopy(loss).iteration == 12

@@ -14,24 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-import backends
-import images
-import numerics_table
-import official
-import oracle
-import tolerances
+from benchmarks import official
+from helpers import adversarial_images, backends, oracle, tolerances
+from helpers.cases import numpy64
+from tools import numerics_table
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
 @pytest.mark.parametrize("data_range", [1.0, 255.0])
-@pytest.mark.parametrize("name", images.IMAGES)
+@pytest.mark.parametrize("name", adversarial_images.IMAGES)
 def test_budget(backend, name, data_range, padding):
     """Paper constants, images of 0..1 and the same of 0..255: map, loss and gradient within the budget."""
-    sr, hr = images.pair(name, data_range, device=backend.device)
-    expected = oracle.pspl(*images.float64(sr, hr), 1.0, data_range=data_range, padding=padding)
+    sr, hr = adversarial_images.pair(name, data_range, device=backend.device)
+    expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0, data_range=data_range, padding=padding)
     m_s = backend.similarity_map(sr, hr, data_range=data_range, padding=padding)
     assert m_s.abs().max() <= 1
-    far = backend.one_pivot and name in images.FAR
+    far = backend.one_pivot and name in adversarial_images.FAR
     tolerances.assert_similarity(m_s, expected.similarity, far)
     sr.requires_grad_()
     loss = backend.pspl_loss(sr, hr, 1.0, data_range=data_range, padding=padding)
@@ -45,51 +43,51 @@ def test_budget(backend, name, data_range, padding):
 @pytest.mark.parametrize("name", ["smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border"])
 def test_budget_with_other_windows(backend, name, window_size):
     """A large window holds more of the image, and a pivot that fits less of it."""
-    sr, hr = images.pair(name, device=backend.device)
+    sr, hr = adversarial_images.pair(name, device=backend.device)
     sigma = window_size / 6
-    expected = oracle.similarity_map(*images.float64(sr, hr), window_size=window_size, sigma=sigma)
+    expected = oracle.similarity_map(numpy64(sr), numpy64(hr), window_size=window_size, sigma=sigma)
     actual = backend.similarity_map(sr, hr, window_size=window_size, sigma=sigma)
     tolerances.assert_similarity(actual, expected)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [name for name in images.IMAGES if "1x1" not in name])
+@pytest.mark.parametrize("name", [name for name in adversarial_images.IMAGES if "1x1" not in name])
 def test_half_is_as_good_as_float32(backend, name, dtype, layout):
     """On the same rounded values: no worse than float32, whose budget it gets."""
-    sr, hr = (x.to(memory_format=layout) for x in images.pair(name, dtype=dtype, device=backend.device))
-    expected = oracle.pspl(*images.float64(sr, hr), 1.0)
-    far = backend.one_pivot and name in images.FAR
+    sr, hr = (x.to(memory_format=layout) for x in adversarial_images.pair(name, dtype=dtype, device=backend.device))
+    expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0)
+    far = backend.one_pivot and name in adversarial_images.FAR
     tolerances.assert_similarity(backend.similarity_map(sr, hr), expected.similarity, far)
     tolerances.assert_loss(backend.pspl_loss(sr, hr, 1.0), expected, tolerances.FAR_LOSS_FACTOR if far else 1)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
-@pytest.mark.parametrize("name", images.IMAGES)
+@pytest.mark.parametrize("name", adversarial_images.IMAGES)
 def test_float64(backend, name, padding):
-    sr, hr = images.pair(name, 255.0, torch.float64, backend.device)
-    expected = oracle.similarity_map(*images.float64(sr, hr), data_range=255.0, padding=padding)
+    sr, hr = adversarial_images.pair(name, 255.0, torch.float64, backend.device)
+    expected = oracle.similarity_map(numpy64(sr), numpy64(hr), data_range=255.0, padding=padding)
     tolerances.assert_similarity(backend.similarity_map(sr, hr, data_range=255.0, padding=padding), expected)
 
 
 def test_official_formula_is_the_oracle_in_float64():
     """The yardstick below measures rounding only: in float64, on noise, it is the same function."""
-    sr, hr = images.pair("noise", dtype=torch.float64)
+    sr, hr = adversarial_images.pair("noise", dtype=torch.float64)
     # Its float32 window adds up to 1 - 7e-8.
     expected = oracle.similarity_map(sr.numpy(), hr.numpy())
     np.testing.assert_allclose(official.similarity(sr, hr).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", images.OFFICIAL)
+@pytest.mark.parametrize("name", adversarial_images.OFFICIAL)
 def test_official_constants(backend, name):
     """Images of 0..255 with the constants of 0..1: at most a tenth of the error of the float32 PyTorch formula, the
     largest as well as the mean; at most a fifth far from the pivot, where the kernel has one per strip."""
-    sr, hr = images.pair(name, 255.0, device=backend.device)
-    exact = oracle.similarity_map(*images.float64(sr, hr), data_range=1.0)
+    sr, hr = adversarial_images.pair(name, 255.0, device=backend.device)
+    exact = oracle.similarity_map(numpy64(sr), numpy64(hr), data_range=1.0)
     theirs = np.abs(official.similarity(sr.cpu(), hr.cpu()).double().numpy() - exact)
     ours = np.abs(backend.similarity_map(sr, hr, data_range=1.0).cpu().double().numpy() - exact)
     assert theirs.max() > 1e-4, "this image is no test: the formula is good on it"
-    far = backend.one_pivot and name in images.FAR_OFFICIAL
+    far = backend.one_pivot and name in adversarial_images.FAR_OFFICIAL
     share = tolerances.OFFICIAL_SHARE_FAR if far else tolerances.OFFICIAL_SHARE
     assert ours.max() <= theirs.max() * share
     assert ours.mean() <= theirs.mean() * share
@@ -99,8 +97,8 @@ def test_official_constants(backend, name):
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
 def test_any_unit(backend, scale):
     """Images and data_range in any unit give the same map: nothing inside is tuned to 1 or 255."""
-    sr, hr = images.pair("smooth, error 1e-2", device=backend.device)
-    expected = oracle.pspl(*images.float64(sr * scale, hr * scale), 1.0, data_range=scale)
+    sr, hr = adversarial_images.pair("smooth, error 1e-2", device=backend.device)
+    expected = oracle.pspl(numpy64(sr * scale), numpy64(hr * scale), 1.0, data_range=scale)
     tolerances.assert_similarity(backend.similarity_map(sr * scale, hr * scale, data_range=scale), expected.similarity)
     loss = backend.pspl_loss(sr * scale, hr * scale, 1.0, data_range=scale)
     tolerances.assert_loss(loss, expected)
@@ -116,7 +114,7 @@ def test_sum_of_a_large_batch(backend):
     assert abs(loss.item() - exact) <= 1e-6 * exact
 
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "numerics.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "numerics.md"
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-import oracle
-import tolerances
-from test_backends import LAYOUTS, check, leaf, numpy64
+from helpers import oracle, tolerances
+from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PADDINGS = ("zeros", "reflect", "replicate")
@@ -33,7 +32,7 @@ STRIDES = {
 
 
 @dataclass(frozen=True)
-class Images:
+class PairRecipe:
     """How to make a pair of images; small to look at when a test fails."""
 
     shape: tuple[int, ...]
@@ -61,14 +60,14 @@ class Images:
         )
 
 
-def drawn_images(dtypes=DTYPES, largest=(2, 3, 24, 40)) -> st.SearchStrategy[Images]:
+def pair_recipes(dtypes=DTYPES, largest=(2, 3, 24, 40)) -> st.SearchStrategy[PairRecipe]:
     """Shapes of 3 to 5 dimensions from one pixel up, all pairs of dtypes and layouts."""
     leading = st.lists(st.integers(1, max(largest[:2])), min_size=1, max_size=3).filter(
         lambda sizes: math.prod(sizes) <= 6
     )
     shape = st.tuples(leading, st.integers(1, largest[2]), st.integers(1, largest[3])).map(lambda s: (*s[0], *s[1:]))
     return st.builds(
-        Images,
+        PairRecipe,
         shape=shape,
         kind=st.sampled_from(["noise", "smooth", "flat", "edge"]),
         seed=st.integers(0, 10**6),
@@ -101,7 +100,7 @@ STEPS = st.floats(0.7, 30)
 
 
 @given(
-    images=drawn_images(),
+    recipe=pair_recipes(),
     window=WINDOWS,
     pace=PACES,
     step=STEPS,
@@ -109,31 +108,33 @@ STEPS = st.floats(0.7, 30)
     reduction=st.sampled_from(["mean", "sum", "none"]),
     upstream=st.sampled_from([1.0, -0.375, 1000.0]),
 )
-def test_kernel_is_the_oracle(backend, images, window, pace, step, distance, reduction, upstream):
+def test_kernel_is_the_oracle(backend, recipe, window, pace, step, distance, reduction, upstream):
     """Loss, both gradients, statistics and maps are within the budget."""
-    sr, hr = images.make(backend.device)
+    sr, hr = recipe.make(backend.device)
     # What the budget of the CUDA kernel's loss does not cover: images a whole range apart within one strip.
-    apart = images.kind == "edge" or images.error > 0.1 or any("expanded" in layout for layout in images.layouts)
-    far = backend.one_pivot and (apart or min(images.shape[-2:]) < 3 or window["sigma"] < 1)
+    apart = recipe.kind == "edge" or recipe.error > 0.1 or any("expanded" in layout for layout in recipe.layouts)
+    far = backend.one_pivot and (apart or min(recipe.shape[-2:]) < 3 or window["sigma"] < 1)
     if far:
         expected = oracle.similarity_map(numpy64(sr), numpy64(hr), **window)
         tolerances.assert_similarity(backend.similarity_map(sr, hr, **window), expected, far_from_pivot=True)
         return
-    check(backend, sr, hr, step, upstream, maps=True, distance=distance, reduction=reduction, **window, **pace)
+    check_against_oracle(
+        backend, sr, hr, step, upstream, maps=True, distance=distance, reduction=reduction, **window, **pace
+    )
 
 
-@given(images=drawn_images(), window=WINDOWS, scale=st.sampled_from([1.0, 255.0]))
-def test_similarity_is_at_most_one(backend, images, window, scale):
-    sr, hr = images.make(backend.device)
+@given(recipe=pair_recipes(), window=WINDOWS, scale=st.sampled_from([1.0, 255.0]))
+def test_similarity_is_at_most_one(backend, recipe, window, scale):
+    sr, hr = recipe.make(backend.device)
     m_s = backend.similarity_map(sr * scale, hr * scale, **window)
     assert m_s.abs().max() <= 1
 
 
-@given(images=drawn_images(), window=WINDOWS, step=STEPS)
-def test_identical_images(backend, images, window, step):
+@given(recipe=pair_recipes(), window=WINDOWS, step=STEPS)
+def test_identical_images(backend, recipe, window, step):
     """M_s is exactly 1, the l1 and l2 loss and their gradient exactly 0, whatever the layouts."""
-    image, _ = images.make(backend.device)
-    same = LAYOUTS.get(images.layouts[1], LAYOUTS["sliced"])(image.clone())
+    image, _ = recipe.make(backend.device)
+    same = LAYOUTS.get(recipe.layouts[1], LAYOUTS["sliced"])(image.clone())
     ones = torch.ones_like(image, dtype=tolerances.compute_dtype(image))
     assert torch.equal(backend.similarity_map(image, same, **window), ones)
     for distance in ("l1", "l2"):
@@ -147,10 +148,10 @@ def test_identical_images(backend, images, window, step):
 # ---------------------------------------------------------------- symmetries
 
 
-@given(images=drawn_images(), window=WINDOWS, step=STEPS, distance=st.sampled_from(DISTANCES))
-def test_symmetric_in_the_images(backend, images, window, step, distance):
+@given(recipe=pair_recipes(), window=WINDOWS, step=STEPS, distance=st.sampled_from(DISTANCES))
+def test_symmetric_in_the_images(backend, recipe, window, step, distance):
     """Bit for bit: sr - hr only changes its sign, and sr + hr is the same sum. The gradients change places."""
-    sr, hr = (leaf(x) for x in images.make(backend.device))
+    sr, hr = (leaf(x) for x in recipe.make(backend.device))
     assert torch.equal(backend.similarity_map(sr, hr, **window), backend.similarity_map(hr, sr, **window))
     there = backend.pspl_loss(sr, hr, step, distance=distance, **window)
     back = backend.pspl_loss(hr, sr, step, distance=distance, **window)
@@ -168,23 +169,23 @@ MOVES = {
 
 
 @pytest.mark.parametrize("move", MOVES)
-@given(images=drawn_images(), window=WINDOWS)
-def test_moves_with_the_image(backend, move, images, window):
+@given(recipe=pair_recipes(), window=WINDOWS)
+def test_moves_with_the_image(backend, move, recipe, window):
     """The window is symmetric, so a transposed or flipped image has the transposed or flipped map; not bit for bit, since the
     sums run in another order: each is within the budget of the exact map."""
-    sr, hr = images.make(backend.device)
+    sr, hr = recipe.make(backend.device)
     m_s = MOVES[move](backend.similarity_map(sr, hr, **window))
     moved = backend.similarity_map(MOVES[move](sr), MOVES[move](hr), **window)
     allowed = 2 * tolerances.similarity_budget(m_s.dtype, far_from_pivot=backend.one_pivot)
     assert (m_s - moved).abs().max() <= allowed
 
 
-@given(images=drawn_images(), window=WINDOWS, order=st.randoms(use_true_random=False))
-def test_order_of_the_batch(backend, images, window, order):
+@given(recipe=pair_recipes(), window=WINDOWS, order=st.randoms(use_true_random=False))
+def test_order_of_the_batch(backend, recipe, window, order):
     """Planes do not see each other: shuffled, they have the shuffled maps, bit for bit."""
-    assume(images.shape[0] > 1)
-    sr, hr = images.make(backend.device)
-    index = list(range(images.shape[0]))
+    assume(recipe.shape[0] > 1)
+    sr, hr = recipe.make(backend.device)
+    index = list(range(recipe.shape[0]))
     order.shuffle(index)
     assert torch.equal(
         backend.similarity_map(sr, hr, **window)[index], backend.similarity_map(sr[index], hr[index], **window)
@@ -194,10 +195,10 @@ def test_order_of_the_batch(backend, images, window, order):
 # ---------------------------------------------------------------- the schedule
 
 
-@given(images=drawn_images(), window=WINDOWS, step=STEPS)
-def test_attention_falls_with_similarity(backend, images, window, step):
+@given(recipe=pair_recipes(), window=WINDOWS, step=STEPS)
+def test_attention_falls_with_similarity(backend, recipe, window, step):
     """For mu = -1 the more similar of two pixels never gets more attention, beyond a rounding of the exponential."""
-    sr, hr = images.make(backend.device)
+    sr, hr = recipe.make(backend.device)
     m_s = backend.similarity_map(sr, hr, **window).flatten()
     m_a = backend.attention_map(sr, hr, step, **window).flatten()
     assert m_a.min() >= 0
@@ -208,20 +209,20 @@ def test_attention_falls_with_similarity(backend, images, window, step):
     assert (falling[1:] <= falling.cummin(0).values[:-1] * (1 + slack)).all()
 
 
-@given(images=drawn_images(), window=WINDOWS, steps=st.tuples(STEPS, STEPS), distance=st.sampled_from(DISTANCES))
-def test_loss_grows_with_the_step(backend, images, window, steps, distance):
+@given(recipe=pair_recipes(), window=WINDOWS, steps=st.tuples(STEPS, STEPS), distance=st.sampled_from(DISTANCES))
+def test_loss_grows_with_the_step(backend, recipe, window, steps, distance):
     """For mu = -1 every weight grows with delta, and so does the loss, beyond a rounding."""
-    sr, hr = images.make(backend.device)
+    sr, hr = recipe.make(backend.device)
     early, late = (backend.pspl_loss(sr, hr, step, distance=distance, **window) for step in sorted(steps))
     assert early <= late * (1 + 2 * tolerances.LOSS[early.dtype])
 
 
 @given(
-    images=drawn_images(), window=WINDOWS, gamma=st.sampled_from([2.0, 1.0, 0.25]), distance=st.sampled_from(DISTANCES)
+    recipe=pair_recipes(), window=WINDOWS, gamma=st.sampled_from([2.0, 1.0, 0.25]), distance=st.sampled_from(DISTANCES)
 )
-def test_in_the_end_it_is_the_plain_loss(backend, images, window, gamma, distance):
+def test_in_the_end_it_is_the_plain_loss(backend, recipe, window, gamma, distance):
     """delta = inf: every weight is gamma, whatever the window; the loss is the plain one of gamma sr and gamma hr."""
-    sr, hr = images.make(backend.device)
+    sr, hr = recipe.make(backend.device)
     d = numpy64(sr) - numpy64(hr)
     plain = {
         "l1": lambda: gamma * np.abs(d),
@@ -240,17 +241,17 @@ def test_in_the_end_it_is_the_plain_loss(backend, images, window, gamma, distanc
 
 
 @given(
-    images=drawn_images(dtypes=(torch.float64,), largest=(2, 2, 6, 7)),
+    recipe=pair_recipes(dtypes=(torch.float64,), largest=(2, 2, 6, 7)),
     window=WINDOWS,
     step=STEPS,
     distance=st.sampled_from(DISTANCES),
     reduction=st.sampled_from(["mean", "sum"]),
     direction=st.integers(0, 10**6),
 )
-def test_gradient_is_the_slope(backend, images, window, step, distance, reduction, direction):
+def test_gradient_is_the_slope(backend, recipe, window, step, distance, reduction, direction):
     """float64: the gradient along a drawn direction is the central difference of the loss, the attention held where it is."""
-    sr, hr = images.make(backend.device)
-    assume(images.error >= 1e-3)
+    sr, hr = recipe.make(backend.device)
+    assume(recipe.error >= 1e-3)
     keywords = {"distance": distance, "reduction": reduction, **window}
     m_a = numpy64(backend.attention_map(sr, hr, step, **window))
     along = np.random.default_rng(direction).standard_normal(sr.shape)

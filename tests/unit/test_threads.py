@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import backends
 import pspl_cuda
-from test_backends import images, leaf
+from helpers import backends
+from helpers.cases import leaf, smooth_pair
 
 SHAPE = (3, 3, 120, 131)
 
@@ -45,7 +45,7 @@ def same(some, others):
 @pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
 def test_any_number_of_threads_gives_the_same_bits(cpu, distance, dtype):
     """Also more threads than cores, and after the number has changed under way."""
-    sr, hr = images(SHAPE, dtypes=(dtype, dtype))
+    sr, hr = smooth_pair(SHAPE, dtypes=(dtype, dtype))
     torch.set_num_threads(1)
     alone = everything(cpu, sr, hr, distance=distance)
     for threads in (2, 8, 3, 1):
@@ -56,7 +56,7 @@ def test_any_number_of_threads_gives_the_same_bits(cpu, distance, dtype):
 def test_concurrent_calls_give_the_same_bits(cpu):
     """Eight Python threads with images of their own, of different sizes and dtypes, let loose at once, over and over."""
     work = [
-        images((2, 3, 40 + 7 * i, 90 + 11 * i), seed=i, dtypes=(dtype, torch.float32))
+        smooth_pair((2, 3, 40 + 7 * i, 90 + 11 * i), seed=i, dtypes=(dtype, torch.float32))
         for i, dtype in enumerate([torch.float32, torch.float16, torch.bfloat16, torch.float64] * 2)
     ]
     alone = [everything(cpu, *pair) for pair in work]
@@ -73,7 +73,7 @@ def test_concurrent_calls_give_the_same_bits(cpu):
 def test_one_module_called_by_several_threads_counts_every_call(cpu):
     """nn.DataParallel and Hogwild share a loss: the count may not lose a call while another thread computes."""
     loss = pspl_cuda.PSPLLoss(backend="cpu")
-    sr, hr = images((1, 1, 8, 9))
+    sr, hr = smooth_pair((1, 1, 8, 9))
     step = torch.tensor(1.0)
     with ThreadPoolExecutor(4) as pool:
         # With a step of its own a call counts nothing; the others are counted by the thread that owns the loss.
@@ -86,7 +86,7 @@ def test_one_module_called_by_several_threads_counts_every_call(cpu):
 
 def test_other_threads_run_meanwhile(cpu):
     """The kernel holds no lock of Python's: a thread goes on counting while a long call runs in another."""
-    sr, hr = images((1, 3, 700, 700))
+    sr, hr = smooth_pair((1, 3, 700, 700))
     torch.set_num_threads(1)
     done = threading.Event()
     began, ended = [], []
@@ -181,7 +181,7 @@ def test_nothing_leaks(name):
         pytest.skip(why_not)
     calls = {"cpu": 10_000, "reference": 1_000}[name]
     torch.set_num_threads(1)
-    sr, hr = images((1, 3, 16, 16))
+    sr, hr = smooth_pair((1, 3, 16, 16))
     bad = hr[:, :1]
 
     def many(count):

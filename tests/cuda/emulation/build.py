@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda with g++. Folders under tests/emulation/build keep the results; ninja renews what has changed."""
+"""Compiles csrc/cuda with g++. Folders under tests/cuda/emulation/build keep the results; ninja renews what has changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+CSRC = HERE.parents[2] / "csrc"
 BUILD = HERE / "build"
 
 # The device computes a * b + c in one rounding wherever the compiler sees it: -march=native gives g++ the instruction, if
