@@ -1,6 +1,6 @@
-"""The CUDA kernels compile for every architecture without warnings and without torch, and cost no more than they should.
+"""The CUDA kernels compile for every architecture without warnings and without torch, within limits on what they use.
 
-The numbers themselves: python tests/tools/cuda_resources.py.
+``python tests/tools/cuda_resources.py`` prints the numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What can be known about the CUDA kernels without a GPU: they run, unmodified, on a CPU (tests/cuda/emulation).
+"""The CUDA kernels without a GPU: the unmodified sources run on a CPU (tests/cuda/emulation).
 
-Whether they compute the right numbers is tested with all other backends, as backend "emulated". Here: memory errors, races, and
-the protocol by which the last block forms the sums; each checker is shown a planted bug that it must find.
+The tests of all backends check their results, as backend "emulated". The tests here look for memory errors and races, and check
+how the last block forms the sums. Each checker must find a planted bug.
 """
 
 from __future__ import annotations

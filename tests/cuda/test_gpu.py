@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, synchronisation, several devices, large tensors."""
+"""What only a GPU can test: streams, graphs, synchronisation, several devices, large tensors."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""What README and docs say is true: Python runs, commands and their options exist, links lead somewhere.
+"""README and docs are true: Python blocks run, commands and their options exist, links lead somewhere.
 
-The Python blocks of a page run one after the other in one namespace, in an empty folder; README's run each by itself, as
-they are copied. A block that can't run here is no ```python block.
+The Python blocks of a page run in order, in one namespace and an empty folder; each block of README runs by itself, as a reader
+copies it. A block that can't run here is not marked as python.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""What tests share. Tests import from here, never from each other."""
+"""What several tests use. A test imports from here, never from another test."""

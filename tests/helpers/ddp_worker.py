@@ -1,4 +1,4 @@
-"""What each of two DistributedDataParallel processes does for tests/unit/test_module.py, in a file that imports fast."""
+"""What each of two DistributedDataParallel processes does for tests/unit/test_module.py, in a module that imports fast."""
 
 from __future__ import annotations
 

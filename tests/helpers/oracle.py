@@ -1,8 +1,8 @@
-"""PSPL in float64 numpy, as directly from the paper as possible: slow, and meant to be obviously right.
+"""PSPL in float64 numpy, written as directly from the paper as possible. It is slow and meant to be obviously correct.
 
-It shares nothing with the package. The window sums are written out (a loop over the window's offsets, vectorised over
-the pixels only), the weights are exact, and variances take two passes: first the mean, then the weighted squared
-distances from it. Pixels outside the image count with their weight: as zeros, or as what np.pad puts there.
+It shares no code with the package. Window sums are loops over the window's offsets, vectorised over pixels only; the weights are
+exact; variances take two passes: first the mean, then the weighted squared distances from it. Pixels outside the image count with
+their weight, as zeros or as what np.pad puts there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks an installation with CUDA kernels on a machine without a GPU: ``python tests/packaging/check_cuda_build.py``.
 
-Not a pytest file: CI runs it in an environment of its own, with a CUDA build of torch.
+It is not a pytest file: CI runs it in a separate environment with a CUDA build of torch.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""What the CUDA kernels cost, without a GPU: registers, stack, spills and shared memory of every kernel for every
-architecture, and the instructions of the loop that a training step spends its time in.
+"""What the CUDA kernels use, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
+architecture, and the instructions of a training step's inner loop.
 
     python tests/tools/cuda_resources.py
 

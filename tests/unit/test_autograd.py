@@ -1,4 +1,4 @@
-"""What autograd, torch.compile and the operators promise: second derivatives, what is saved, what is recompiled."""
+"""Autograd, torch.compile and the operators: second derivatives, what is saved, what is recompiled."""
 
 from __future__ import annotations
 

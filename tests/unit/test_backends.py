@@ -1,4 +1,4 @@
-"""Every backend against the float64 oracle, and the promises that all of them make."""
+"""Every backend against the float64 oracle, and the properties that all backends share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The sources of the CPU kernel by themselves, without torch (cpu_kernel/driver.cpp): memory errors, other compilers, other
-instruction sets, another processor. That the kernel computes the right numbers is tested with all other backends.
-"""
+"""The sources of the CPU kernel without torch (cpu_kernel/driver.cpp): memory errors, other compilers, instruction sets and
+processors. The tests of all backends check its results."""
 
 from __future__ import annotations
 

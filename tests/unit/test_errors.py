@@ -1,5 +1,5 @@
-"""Every bad input raises the promised type, in a sentence that names the argument, what came and what is expected, and
-in the same words on every backend."""
+"""Every bad input raises the documented type. The message names the argument, what came and what is expected, in the same words
+on every backend."""
 
 from __future__ import annotations
 

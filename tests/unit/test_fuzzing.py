@@ -1,7 +1,7 @@
-"""Arbitrary arguments to the public functions: a result, or a documented exception with a sentence; the same on every backend.
+"""Arbitrary arguments to the public functions give a result or a documented exception with a sentence, the same on every backend.
 
-Each argument is one of many good and bad ones, so most calls have something wrong with them, often several things at once.
-A crash would end the test run: a read out of bounds is for test_cpu_kernel.py to see.
+Each argument is drawn from many good and bad ones, so most calls have one or more bad arguments. A crash would end the test run;
+test_cpu_kernel.py looks for reads out of bounds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The oracle, the tolerances and the backend list are code too: each must be able to say no."""
+"""The oracle, the tolerances and the list of backends: each must accept what is right and reject what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plug-ins, each under the call protocol of its framework; and under the framework itself where it is installed."""
+"""Each plug-in under the call protocol of its framework, and under the framework itself where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PSPLLoss: it knows where training is, and nothing that happens to a module makes it forget."""
+"""PSPLLoss counts iterations, and keeps its count whatever is done to the module."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Images on which SSIM in float32 goes wrong: how far every backend is from the exact result.
+"""The error of every backend on images where SSIM in float32 is inaccurate.
 
-The budget (tolerances.py) holds on each of them with the constants of the paper. With the official code's constants,
-those of a range of 1 on images of 0..255, float32 can't hold it; there the error must be a tenth of that of the formula
-which the official code uses.
+With the constants of the paper, the budget (helpers/tolerances.py) holds on each of them. With the official code's constants,
+those of a range of 1 on images of 0..255, float32 can't hold it; there the error must be at most a tenth of that of the
+formula in the official code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What must hold whatever the images and parameters are: hypothesis draws them, for every backend.
+"""Properties that hold for all images and parameters, which hypothesis draws, on every backend.
 
-Bounded and the same at every run; HYPOTHESIS_PROFILE=thorough draws twenty times as many, other ones each time (conftest.py).
+The examples are few and the same in every run; HYPOTHESIS_PROFILE=thorough draws twenty times as many, different ones in each run
+(conftest.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several threads, several processes, many calls: the loss is the same bits, and leaves nothing behind."""
+"""Several threads, several processes, many calls: the loss has the same bits, and no memory leaks."""
 
 from __future__ import annotations
 

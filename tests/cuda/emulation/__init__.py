@@ -1,7 +1,7 @@
-"""The CUDA kernels of csrc/cuda on a CPU: the unmodified sources, compiled by g++ behind cuda_shim.h.
+"""The CUDA kernels of csrc/cuda on a CPU: the unmodified sources, compiled by g++ with cuda_shim.h.
 
-Offers the public functions of pspl_cuda for CPU tensors. Whatever a launch may not rely on is hostile: outputs, workspace and
-shared memory are full of NaN before it, and blocks, warps and lanes take their turns in another order at every launch.
+The module offers the public functions of pspl_cuda for CPU tensors. What a launch must not rely on is made hostile: outputs,
+workspace and shared memory are full of NaN before it, and the order of blocks, warps and lanes differs from launch to launch.
 """
 
 from __future__ import annotations

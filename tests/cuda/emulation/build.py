@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda with g++. Folders under tests/cuda/emulation/build keep the results; ninja renews what has changed."""
+"""Compiles csrc/cuda with g++ into folders below tests/cuda/emulation/build. ninja rebuilds what has changed."""
 
 from __future__ import annotations
 
