@@ -47,7 +47,7 @@ class Oracle:
                 if padding is None:
                     plane = (sr - hr).abs().sum()
                 else:
-                    plane = pspl_cuda.reference.pspl_loss(sr, hr, STEP, padding=padding, reduction="sum")
+                    plane = pspl_cuda.pspl_loss(sr, hr, STEP, padding=padding, reduction="sum", backend="reference")
                 plane.backward()
                 loss += plane.item()
                 gradient[i, c] = sr.grad[0, 0]

@@ -152,7 +152,9 @@ def choose_backend(backend: str, device: torch.device) -> str:
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
-        backend = check_choice("the environment variable PSPL_BACKEND", os.environ.get("PSPL_BACKEND", "auto"), BACKENDS)
+        backend = check_choice(
+            "the environment variable PSPL_BACKEND", os.environ.get("PSPL_BACKEND", "auto"), BACKENDS
+        )
     if backend == "reference":
         return backend
     if backend == "auto":
@@ -178,7 +180,7 @@ def _fall_back(device: torch.device, reason: str) -> str:
         warnings.warn(
             f"pspl_cuda uses its PyTorch reference, which is correct but slow: {reason} "
             'Pass backend="reference" to silence this warning.',
-            stacklevel=4,
+            stacklevel=5,
         )
     return "reference"
 

@@ -121,9 +121,7 @@ def similarity_map(
         an image is float64; without gradient.
     """
     config = check_config(
-        DEFAULTS._replace(
-            data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
-        )
+        DEFAULTS._replace(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
     )
     check_images(sr, hr)
     implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from ._library import check_backend
 from .config import DEFAULTS, MAX_COUNT, Config, check_config, check_count, check_flag, check_scalar
 from .functional import loss as functional_loss
 from .stats import PSPLStats
+
+
+def _int64_tensor(*values: int) -> Tensor:
+    """A one-dimensional CPU tensor, real also inside FakeTensorMode."""
+    return torch.frombuffer(bytearray(struct.pack(f"={len(values)}q", *values)), dtype=torch.int64)
 
 
 class _Constant:
@@ -94,10 +100,15 @@ class PSPLLoss(nn.Module):
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
         self.calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
-        # A tensor, because torch.compile takes a module's integers for constants and would compile again at every call. Eager
-        # code reads and writes its memory: a tensor operation would be subject to ambient modes (FakeTensorMode, torch.func).
-        self._calls = torch.zeros((), dtype=torch.int64, device="cpu")
+        # [1]. A tensor, because torch.compile takes a module's integers for constants and would compile again at every call.
+        # Eager code reads and writes its memory: a tensor operation would be subject to ambient modes (FakeTensorMode,
+        # torch.func).
+        self._calls = _int64_tensor(0)
         self.iteration = start_iteration
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._calls = _int64_tensor(self._count.value)  # copy.copy() would share the memory
 
     @property
     def iteration(self) -> int:
@@ -138,7 +149,7 @@ class PSPLLoss(nn.Module):
         advance = 1 if self.training else 0
         if torch.compiler.is_compiling():
             calls = self._calls + advance
-            iteration = -(-calls // self.calls_per_iteration)
+            iteration = -(-calls.reshape(()) // self.calls_per_iteration)
             result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
             self._calls = calls
             return result
@@ -174,11 +185,8 @@ class PSPLLoss(nn.Module):
     def get_extra_state(self) -> Tensor:
         """``[iteration, calls made in it, calls_per_iteration]``, int64. A tensor, because frameworks move a state dict's values
         to the CPU."""
-        calls, per_iteration = self._count.value, self.calls_per_iteration
-        state = torch.empty(3, dtype=torch.int64, device="cpu")
-        state_memory = (ctypes.c_int64 * 3).from_address(state.data_ptr())
-        state_memory[:] = [self.iteration, calls - max(self.iteration - 1, 0) * per_iteration, per_iteration]
-        return state
+        started = max(self.iteration - 1, 0) * self.calls_per_iteration
+        return _int64_tensor(self.iteration, self._count.value - started, self.calls_per_iteration)
 
     def set_extra_state(self, state: Any) -> None:
         """Continue after the saved iteration, also with another ``calls_per_iteration``."""
@@ -225,9 +233,7 @@ class PSPLLoss(nn.Module):
     def extra_repr(self) -> str:
         """The keywords that differ from the defaults, and the current iteration."""
         changed = [
-            f"{name}={value!r}"
-            for name, value in self.config._asdict().items()
-            if value != getattr(DEFAULTS, name)
+            f"{name}={value!r}" for name, value in self.config._asdict().items() if value != getattr(DEFAULTS, name)
         ]
         if self.loss_weight != 1:
             changed.append(f"loss_weight={self.loss_weight:g}")

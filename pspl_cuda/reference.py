@@ -59,7 +59,7 @@ def weighted_distance(sr: Tensor, hr: Tensor, attention: Tensor, config: Config)
 
 
 def distance_gradient(sr: Tensor, hr: Tensor, attention: Tensor, config: Config) -> Tensor:
-    """The derivative of :func:`weighted_distance` with respect to ``sr``, itself differentiable; its negative is that to ``hr``."""
+    """The derivative of :func:`weighted_distance` with respect to ``sr``, differentiable; its negative is that to ``hr``."""
     difference = _difference(sr, hr, attention.dtype)
     if config.distance == "l1":
         gradient = attention * difference.sign()

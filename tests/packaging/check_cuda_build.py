@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import pspl_cuda
-from pspl_cuda import ops
+from pspl_cuda import _library
 
 OPERATORS = ("loss", "map", "scale", "scale_")
 
@@ -34,7 +34,7 @@ def main() -> None:
             found = torch._C._dispatch_has_kernel_for_dispatch_key(f"pspl_cuda::{operator}", key)
             assert found, f"{operator} has no {key} kernel"
 
-    library = next(Path(ops._PACKAGE).glob("_cuda.*"))
+    library = next(Path(_library._PACKAGE).glob("_cuda.*"))
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         print("cuobjdump not found: architectures not checked", file=sys.stderr)

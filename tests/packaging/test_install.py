@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pspl_cuda
-from pspl_cuda import ops
+from pspl_cuda import _library
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SOURCES = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
@@ -498,16 +498,16 @@ def test_unknown_instruction_set_is_said():
     ],
 )
 def test_architecture_is_compared_with_the_gpu(architectures, capability, runs):
-    assert (ops._why_not_on_gpu(architectures.split(), capability) is None) == runs
+    assert (_library._gpu_mismatch(architectures.split(), capability) is None) == runs
 
 
 @pytest.fixture
 def turing(monkeypatch):
     """A build for newer GPUs than the one here."""
-    monkeypatch.setitem(ops._WHY_NOT, "cuda", None)
-    monkeypatch.setattr(ops, "_BUILD", {"_cuda": {"toolkit": "13.0", "architectures": ["8.0", "9.0"]}})
-    monkeypatch.setattr(ops, "_why_not_on", {})
-    monkeypatch.setattr(ops, "_warned", set())
+    monkeypatch.setitem(_library._reasons, "cuda", None)
+    monkeypatch.setattr(_library, "_BUILD", {"_cuda": {"toolkit": "13.0", "architectures": ["8.0", "9.0"]}})
+    monkeypatch.setattr(_library, "_gpu_reasons", {})
+    monkeypatch.setattr(_library, "_warned", set())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     return torch.device("cuda", 0)
 
@@ -517,9 +517,9 @@ WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with
 
 def test_gpu_without_its_architecture_falls_back_with_the_remedy(turing):
     with pytest.warns(UserWarning, match=re.escape(WRONG_GPU)):
-        assert ops.choose_backend("auto", turing) == "reference"
+        assert _library.choose_backend("auto", turing) == "reference"
     with pytest.raises(RuntimeError, match="does not run on cuda:0: " + re.escape(WRONG_GPU)):
-        ops.choose_backend("cuda", turing)
+        _library.choose_backend("cuda", turing)
 
 
 def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
@@ -551,10 +551,10 @@ def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
 )
 def test_library_of_another_machine_or_torch_is_refused(library, version, cuda, machine, message):
     build = {"machine": "x86_64", "needs_torch": "2.11", "_cuda": {"toolkit": "13.0"}}
-    reason = ops._why_foreign(library, build, version, cuda, machine)
+    reason = _library._mismatch(library, build, version, cuda, machine)
     assert reason is None if message is None else message in reason
     # A build of an earlier version recorded less.
-    assert ops._why_foreign(library, {}, version, cuda, machine) is None
+    assert _library._mismatch(library, {}, version, cuda, machine) is None
 
 
 def images():
@@ -564,11 +564,11 @@ def images():
 
 def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
     """users.md: a missing or broken extension must fall back with one clear warning."""
-    monkeypatch.setitem(ops._WHY_NOT, "cpu", "it was left out by this test.")
-    monkeypatch.setattr(ops, "_warned", set())
+    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setattr(_library, "_warned", set())
     monkeypatch.delenv("PSPL_BACKEND", raising=False)
     sr, hr = images()
-    expected = pspl_cuda.reference.pspl_loss(sr, hr, 1.0)
+    expected = pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference")
     for _ in range(3):
         assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), expected)
     messages = [str(warning.message) for warning in recwarn if "pspl_cuda" in str(warning.message)]
@@ -578,7 +578,7 @@ def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
 
 
 def test_explicit_backend_never_falls_back(monkeypatch):
-    monkeypatch.setitem(ops._WHY_NOT, "cpu", "it was left out by this test.")
+    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
     sr, hr = images()
     with pytest.raises(RuntimeError, match="it was left out by this test"):
         pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cpu")
@@ -586,12 +586,12 @@ def test_explicit_backend_never_falls_back(monkeypatch):
 
 def test_environment_variable_replaces_auto(monkeypatch, recwarn):
     monkeypatch.setenv("PSPL_BACKEND", "reference")
-    monkeypatch.setattr(ops, "_warned", set())
+    monkeypatch.setattr(_library, "_warned", set())
     sr, hr = images()
-    assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.reference.pspl_loss(sr, hr, 1.0))
+    assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"))
     assert not [warning for warning in recwarn if "pspl_cuda" in str(warning.message)]
     monkeypatch.setenv("PSPL_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="backend is 'tpu'"):
+    with pytest.raises(ValueError, match="PSPL_BACKEND is 'tpu'"):
         pspl_cuda.pspl_loss(sr, hr, 1.0)
 
 
@@ -603,7 +603,7 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
         pytest.skip("installed in editable mode: source and installed package are one")
     copy = tmp_path / "pspl_cuda"
     copy.mkdir()
-    for source in Path(ops.__file__).parent.glob("*.py"):
+    for source in Path(_library.__file__).parent.glob("*.py"):
         (copy / source.name).write_text(source.read_text())
     # What pip install . leaves in the source folder, which stands for an installed distribution to who starts there.
     left = tmp_path / "pspl_cuda.egg-info"
@@ -631,7 +631,7 @@ def literals(tree: ast.AST) -> list[tuple[ast.AST, str]]:
     return found
 
 
-SAYING = ["setup.py", "build_tools/compilers.py", "build_tools/decisions.py", "pspl_cuda/ops.py"]
+SAYING = ["setup.py", "build_tools/compilers.py", "build_tools/decisions.py", "pspl_cuda/_library.py"]
 
 
 @NEEDS_SOURCES

@@ -36,8 +36,8 @@ FLAGS = (
 PROCESSES = 2
 
 # The most instructions per output pixel, for sm_90, of the loop that STEADY_STATE's kernel spends its time in.
-STEADY_STATE = "strip<float, float, 5, kUnit, kL1>"
-TARGET = 150
+STEADY_STATE = "strip_forward<float, float, 5, kUnit, kL1>"
+TARGET = 146
 
 
 def find_tool(name: str) -> str | None:
@@ -63,7 +63,7 @@ def compile_all(sources: list[Path] | None = None, folder: Path = BUILD) -> dict
     The words of ptxas lie beside each object, in ``<name>.log``. Raises RuntimeError with nvcc's words if there are errors or
     warnings.
     """
-    sources = sources or sorted((CSRC / "cuda").glob("*.cu"))
+    sources = sources or sorted((CSRC / "cuda").rglob("*.cu"))
     architectures = " ".join(f"-gencode arch=compute_{n},code=sm_{n}" for n in ARCHITECTURES)
     nvcc = f"{find_tool('nvcc')} {FLAGS} {architectures}"
     lines = [
@@ -98,9 +98,9 @@ class Resources(NamedTuple):
 @functools.cache
 def _enumerators() -> dict[str, list[str]]:
     """Names of the enumerators that kernels are specialised for: c++filt shows numbers."""
-    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_kernel.cuh", "pixel.cuh"))
+    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "pixel.cuh"))
     found = {}
-    for enum in ("Columns", "Work"):
+    for enum in ("Access", "Work"):
         (body,) = re.findall(rf"enum class {enum} {{(.*?)}}", text, re.DOTALL)
         found[enum] = re.findall(r"^\s*(k\w+)", body, re.MULTILINE)
     return found
@@ -110,7 +110,8 @@ def _enumerators() -> dict[str, list[str]]:
 def readable(mangled: str) -> str:
     """strip<float, __half, 5, kUnit, kL1> and the like."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    name = re.sub(r"^void |pspl::cuda::|\(pspl::(Scale)?Params.*$", "", name).replace("_kernel<", "<")
+    name = re.sub(r"^void |pspl::cuda::|\(pspl::(Forward|Backward)Params.*$", "", name).replace("_kernel<", "<")
+    name = re.sub(r"StripTraits<(.*)> ?>", r"\1>", name)
     for enum, names in _enumerators().items():
         name = re.sub(rf"\({enum}\)(\d)", lambda match, names=names: names[int(match[1])], name)
     return name
@@ -143,11 +144,15 @@ def resources() -> dict[str, dict[int, Resources]]:
 
 def shared_bytes() -> dict[str, int]:
     """Dynamic shared memory of a block, by kernel without the arguments that do not matter to it."""
-    sizes = {f"strip<{t}, {r}>": f"StripShared<{t}, {r}>" for t in ("float", "double") for r in range(1, 6)}
-    sizes["direct"] = "DirectShared"
-    lines = [f'std::printf("%zu\\n", sizeof(pspl::cuda::{type_}));' for type_ in sizes.values()]
-    headers = "".join(f"#include {name}\n" for name in ("<cstdio>", '"strip_kernel.cuh"', '"direct_kernel.cuh"'))
-    source = headers + "int main() {" + "".join(lines) + "}"
+    sizes = {
+        f"strip_forward<{t}, {r}>": f"StripShared<StripTraits<{t}, {t}, {r}, Access::kGeneral, Work::kAll>>"
+        for t in ("float", "double")
+        for r in range(1, 6)
+    }
+    sizes["generic"] = "GenericShared"
+    lines = [f'std::printf("%zu\\n", sizeof({type_}));' for type_ in sizes.values()]
+    headers = "".join(f"#include {name}\n" for name in ("<cstdio>", '"strip_forward.cuh"', '"generic_forward.cuh"'))
+    source = headers + "using namespace pspl::cuda; int main() {" + "".join(lines) + "}"
     program = BUILD / "shared_bytes"
     shim = EMULATION / "cuda_shim.h"
     command = ["g++", "-std=c++17", "-include", shim, "-I", CSRC / "cuda", "-x", "c++", "-", "-o", program]
@@ -157,8 +162,14 @@ def shared_bytes() -> dict[str, int]:
 
 
 def _shared_by(kernel: str, sizes: dict[str, int]) -> int:
-    strip = re.match(r"strip<(\w+), \w+, (\d)", kernel)
-    return sizes[f"strip<{strip[1]}, {strip[2]}>"] if strip else sizes["direct"] if kernel.startswith("direct") else 0
+    strip = re.match(r"strip_forward<(\w+), \w+, (\d)", kernel)
+    return (
+        sizes[f"strip_forward<{strip[1]}, {strip[2]}>"]
+        if strip
+        else sizes["generic"]
+        if kernel.startswith("generic")
+        else 0
+    )
 
 
 def table(costs: dict[str, dict[int, Resources]]) -> str:
@@ -197,7 +208,7 @@ def steady_state(architecture: int = 90) -> Counter:
     It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
     turn.
     """
-    code = _instructions(compile_all()["strips_float32"], STEADY_STATE, architecture)
+    code = _instructions(compile_all()["float32"], STEADY_STATE, architecture)
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)

@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import pspl_cuda
 from helpers import oracle, tolerances
-from pspl_cuda import ops
+from pspl_cuda import config as config_module
+from pspl_cuda.config import DEFAULTS, OUTPUTS, PADDINGS, check_config
 
 INF = math.inf
 DISTANCES = ["l1", "l2", "charbonnier"]
@@ -254,17 +255,17 @@ def test_nothing_is_saved_without_gradient(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_only_the_residual_is_saved(fused, dtype):
+def test_only_the_gradient_is_saved(fused, dtype):
     """For l1, one tensor of the image's size in the compute type, and no image: the design's promise on memory."""
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     sr = leaf_copy(sr)
     with _Saved() as saved:
         fused.pspl_loss(sr, hr, 1.0, return_stats=True)
-    (residual,) = saved
-    assert residual.shape == sr.shape
-    assert residual.dtype == torch.float32
-    expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0, reduction="sum")
-    tolerances.assert_gradient(residual, expected.grad_sr, torch.float32)
+    (saved_gradient,) = saved
+    assert saved_gradient.shape == sr.shape
+    assert saved_gradient.dtype == torch.float32
+    expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
+    tolerances.assert_gradient(saved_gradient, expected.grad_sr, torch.float32)
 
 
 def test_images_may_change_after_forward(backend):
@@ -532,15 +533,18 @@ def operator_device(request):
     return torch.device(request.param)
 
 
-def _operator_arguments(distance="l1", padding="zeros", reduction="mean", window_size=11, **_):
-    """As schemas list them, without images and step."""
-    config = pspl_cuda.config.check_config(
-        distance=distance, padding=padding, reduction=reduction, window_size=window_size
-    )
-    return (
-        (*ops.attention_arguments(config), *ops.similarity_arguments(config)),
-        ops.distance_arguments(config),
-    )
+def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
+    """The constants of the forward operator by keyword."""
+    config = check_config(DEFAULTS._replace(distance=distance, padding=padding, window_size=window_size))
+    return {
+        **{
+            name: getattr(config, name)
+            for name in ("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "eps")
+        },
+        "padding": PADDINGS.index(config.padding),
+        "distance": config_module.DISTANCES.index(config.distance),
+        "loss_weight": 1.0,
+    }
 
 
 SAMPLES = [
@@ -560,76 +564,79 @@ def _sample_pair(sample, device):
 
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
-def test_opcheck_loss(operator_device, sample, as_tensor):
-    """Schema, fake kernel and dispatch of the operators, by PyTorch's own judge."""
+def test_opcheck_forward(operator_device, sample, as_tensor):
+    """Schema, fake kernel and dispatch of the operator, checked by PyTorch."""
     sr, hr = _sample_pair(sample, operator_device)
-    constants, distance = _operator_arguments(**sample)
     step = torch.tensor(1.0, device=operator_device) if as_tensor else None
-    for residual, stats in ((False, False), (True, True), (True, False), (False, True)):
+    output = OUTPUTS.index(sample.get("reduction", "mean"))
+    for gradient, stats in ((False, False), (True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            torch.ops.pspl_cuda.loss.default, (sr, hr, step, 1.0, *constants, *distance, residual, stats)
+            torch.ops.pspl_cuda.forward.default,
+            (sr, hr, step, 1.0),
+            {**_operator_arguments(**sample), "output": output, "with_gradient": gradient, "with_stats": stats},
         )
 
 
-@pytest.mark.parametrize("kind", ["similarity", "attention"])
+@pytest.mark.parametrize("output", ["similarity", "attention"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
-def test_opcheck_map(operator_device, sample, kind):
+def test_opcheck_map(operator_device, sample, output):
     sr, hr = _sample_pair(sample, operator_device)
-    constants, _ = _operator_arguments(**sample)
-    torch.library.opcheck(torch.ops.pspl_cuda.map.default, (sr, hr, None, 1.0, *constants, ops.MAP_KINDS.index(kind)))
+    fields = {"output": OUTPUTS.index(output), "with_gradient": False, "with_stats": False}
+    torch.library.opcheck(
+        torch.ops.pspl_cuda.forward.default, (sr, hr, None, 1.0), {**_operator_arguments(**sample), **fields}
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
-def test_opcheck_scale(operator_device, shape, dtype):
+def test_opcheck_backward(operator_device, shape, dtype):
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    residual = distinct_pair(shape, compute, operator_device)[0]
-    upstream = torch.tensor(2.5, dtype=compute, device=operator_device)
-    torch.library.opcheck(torch.ops.pspl_cuda.scale.default, (residual, upstream, 0.125, dtype))
-    got = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
-    assert torch.equal(got, (residual * (2.5 * 0.125)).to(dtype))
+    saved_gradient = distinct_pair(shape, compute, operator_device)[0]
+    grad_output = torch.tensor(2.5, dtype=compute, device=operator_device)
+    for negate in (False, True):
+        torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved_gradient, grad_output, negate, dtype))
+        got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, negate, dtype)
+        assert torch.equal(got, (saved_gradient * (-2.5 if negate else 2.5)).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
-def test_opcheck_scale_in_place(operator_device, shape, dtype):
-    residual = distinct_pair(shape, dtype, operator_device)[0]
-    upstream = torch.tensor(2.5, dtype=dtype, device=operator_device)
-    torch.library.opcheck(torch.ops.pspl_cuda.scale_.default, (residual.clone(), upstream, 0.125))
-    expected = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
-    torch.ops.pspl_cuda.scale_(residual, upstream, 0.125)
-    assert torch.equal(residual, expected)
+def test_opcheck_backward_in_place(operator_device, shape, dtype):
+    saved_gradient = distinct_pair(shape, dtype, operator_device)[0]
+    grad_output = torch.tensor(2.5, dtype=dtype, device=operator_device)
+    torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output))
+    expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, False, dtype)
+    torch.ops.pspl_cuda.backward_(saved_gradient, grad_output)
+    assert torch.equal(saved_gradient, expected)
 
 
-def test_scale_is_rounded_once(operator_device):
-    """residual * upstream * factor: the factor 1/n is applied where the range is wide, and 16 bits come last."""
-    residual = torch.tensor([[[1.0, -3.0]]], device=operator_device)
-    upstream = torch.tensor(65536.0, device=operator_device)
-    for factor in (1e-9, 2.0**-30):
-        got = torch.ops.pspl_cuda.scale(residual, upstream, factor, torch.float16)
-        exact = torch.tensor([[[65536 * factor, -3 * 65536 * factor]]], dtype=torch.float64)
-        assert torch.equal(got.cpu(), exact.half())
+def test_backward_rounds_once(operator_device):
+    """The product is formed in float32 and rounded to 16 bits last."""
+    saved_gradient = torch.tensor([[[1e-9, -3e-9]]], device=operator_device)
+    grad_output = torch.tensor(65536.0, device=operator_device)
+    got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, False, torch.float16)
+    assert torch.equal(got.cpu(), (saved_gradient.double() * 65536).half().cpu())
 
 
 def test_operators_refuse_what_python_would_have(operator_device):
-    """Called past the checks, they still raise instead of reading what is not theirs."""
+    """Called past the checks, they still raise instead of reading out of bounds."""
     sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
-    constants, distance = _operator_arguments()
 
-    def loss(a, b, constants=constants, step=None):
-        torch.ops.pspl_cuda.loss(a, b, step, 1.0, *constants, *distance, True, True)
+    def forward(a, b, step=None, **changes):
+        fields = {"output": 0, "with_gradient": True, "with_stats": True}
+        torch.ops.pspl_cuda.forward(a, b, step, 1.0, **{**_operator_arguments(), **fields, **changes})
 
-    loss(sr, hr)
+    forward(sr, hr)
     for a, b in ((sr, hr[..., 1:]), (sr[0, 0], hr[0, 0]), (sr[:0], hr[:0]), (sr.int(), hr)):
         with pytest.raises((RuntimeError, NotImplementedError)):
-            loss(a, b)
-    for position, bad in ((4, 10), (4, 0), (4, -1), (4, 1001), (8, 3), (8, -1)):
-        wrong = (*constants[:position], bad, *constants[position + 1 :])
+            forward(a, b)
+    wrong = [{"window_size": size} for size in (10, 0, -1, 1001)]
+    for name in ("padding", "distance"):
+        wrong += [{name: 3}, {name: -1}]
+    for changes in (*wrong, {"output": 5}, {"output": -1}, {"loss_weight": 0.0}, {"loss_weight": math.nan}):
         with pytest.raises(RuntimeError):
-            loss(sr, hr, wrong)
+            forward(sr, hr, **changes)
     with pytest.raises(RuntimeError):
-        loss(sr, hr, step=torch.ones(2, device=operator_device))
+        forward(sr, hr, step=torch.ones(2, device=operator_device))
     with pytest.raises(RuntimeError):
-        torch.ops.pspl_cuda.map(sr, hr, None, 1.0, *constants, 3)
-    with pytest.raises(RuntimeError):
-        torch.ops.pspl_cuda.scale(sr[..., ::2], torch.tensor(1.0, device=operator_device), 1.0, torch.float32)
+        torch.ops.pspl_cuda.backward(sr[..., ::2], torch.tensor(1.0, device=operator_device), False, torch.float32)

@@ -314,7 +314,7 @@ def test_extreme_widths_are_not_nan(backend, step, dtype):
         loss, stats = backend.pspl_loss(sr, hr, step, mu=mu, return_stats=True)
         assert loss.isfinite()
         assert stats.mean_attention.isfinite()
-        assert 0 <= stats.mean_attention <= 2
+        assert 0 <= stats.mean_attention <= 2 * (1 + 4 * torch.finfo(dtype).eps)  # gamma is scaled by 1/n inside
 
 
 # ---------------------------------------------------------------- promises

@@ -95,7 +95,7 @@ def test_the_command_writes_rows_a_table_and_pictures(tmp_path):
         (lambda sr, hr: 2 * (x := implementations.REFERENCE.loss(sr, hr)) - x.detach(), "gradient"),
         (lambda sr, hr: implementations.REFERENCE.loss(sr, hr) * float("nan"), "loss"),
         # The right formula, another padding than it claims.
-        (lambda sr, hr: pspl_cuda.reference.pspl_loss(sr, hr, 1.0, padding="reflect"), "loss"),
+        (lambda sr, hr: pspl_cuda.pspl_loss(sr, hr, 1.0, padding="reflect", backend="reference"), "loss"),
     ],
     ids=["loss", "gradient", "nan", "padding"],
 )
@@ -226,7 +226,7 @@ def test_an_interrupt_keeps_the_rows(quick, monkeypatch, tmp_path, capsys):
         # Checked thrice or more, and timed in some rounds: some samples are there.
         if calls.count(torch.Size((1, 3, 30, 30))) > 12:
             raise KeyboardInterrupt
-        return pspl_cuda.reference.pspl_loss(sr, hr, 1.0)
+        return pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference")
 
     inject(monkeypatch, "kornia", loss=interrupt_in_the_second_case)
     code, rows = run(tmp_path, "--sizes", SIZE, "1x3x30x30", "--impl", "kornia")

@@ -155,37 +155,37 @@ PLANTS = {
         "ERROR: AddressSanitizer",
     ),
     "one row too few in the ring": (
-        "kernel.h",
+        "forward_kernel.h",
         "ring_((2 * radius_ + 2) * vectors_)",
         "ring_((2 * radius_ + 1) * vectors_)",
         "ERROR: AddressSanitizer",
     ),
     "backward pass over whole chunks only": (
-        "kernel.h",
-        "p.numel - begin < kScaleChunk ? p.numel - begin : kScaleChunk",
-        "kScaleChunk",
+        "backward_kernel.h",
+        "p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk",
+        "kBackwardChunk",
         "ERROR: AddressSanitizer",
     ),
     "last column not stored": (
-        "kernel.h",
+        "forward_kernel.h",
         "__builtin_memcpy(to, from, columns_ * sizeof(T));",
         "__builtin_memcpy(to, from, (columns_ - 1) * sizeof(T));",
-        "residual is not a number",
+        "gradient is not a number",
     ),
     "zero padding never set to zero": (
-        "kernel.h",
+        "forward_kernel.h",
         "i < kSimilarity * line_vectors(); ++i) lines_",
         "i < 0; ++i) lines_",
         "is not a number",
     ),
     "stored between the pixels": (
-        "kernel.h",
+        "forward_kernel.h",
         "to[i * stride] = from[i]",
         "to[i * stride] = to[i * stride + (i + 1 < columns_)] = from[i]",
         "was written between its pixels",
     ),
     "loads that need an aligned address": (
-        "vec.h",
+        "simd.h",
         "vector_size(kBytes), aligned(alignof(E)), may_alias",
         "vector_size(kBytes), may_alias",
         "misaligned address",
@@ -202,7 +202,7 @@ def test_planted_bugs_are_found(sanitized, plant, tmp_path):
     assert planted.read_text().count(before) == 1, f"{file} has changed: plant this bug in another way"
     planted.write_text(planted.read_text().replace(before, after))
     # float64 would only take longer to compile.
-    kernel = tmp_path / "csrc" / "cpu" / "kernel.h"
+    kernel = tmp_path / "csrc" / "cpu" / "kernel_baseline.cpp"
     kernel.write_text(kernel.read_text().replace("&forward<double>", "nullptr"))
     others = [path for path in sanitized.parent.glob("*.o") if path.stem != "kernel_baseline"]
     program = _build(_need("g++"), SANITIZED, tmp_path, tmp_path / "csrc", others)

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
 from helpers import ddp_worker
-from pspl_cuda import PSPLLoss, PSPLStats
+from pspl_cuda import PSPLLoss, PSPLStats, config
 
 
 @pytest.fixture
@@ -217,9 +217,17 @@ def test_is_importable_with_the_signature_of_the_function():
         if name not in ("sr", "hr", "step"):
             assert module[name].default == parameter.default
             assert module[name].kind is inspect.Parameter.KEYWORD_ONLY
-    for function in (pspl_cuda.pspl_loss, pspl_cuda.similarity_map, pspl_cuda.attention_map):
-        plain = inspect.signature(getattr(pspl_cuda.reference, function.__name__))
-        assert plain == inspect.signature(function)
+
+
+def test_defaults_are_written_once():
+    """Every signature shows the defaults of Config."""
+    defaults = config.DEFAULTS._asdict()
+    for function in (pspl_cuda.pspl_loss, pspl_cuda.similarity_map, pspl_cuda.attention_map, PSPLLoss):
+        shown = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        shared = shown.keys() & defaults.keys()
+        assert len(shared) >= 6
+        assert all(shown[name] == defaults[name] for name in shared)
+    assert defaults.keys() <= inspect.signature(pspl_cuda.pspl_loss).parameters.keys()
 
 
 def test_loss_weight(pair):
