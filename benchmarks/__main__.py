@@ -1,9 +1,10 @@
 """Measures the loss next to the alternatives: ``python -m benchmarks``, or ``--quick`` for a first look.
 
-Every implementation is first compared with a float64 result on the images that are timed. An implementation that fails this check
-is not timed; the report lists it with the reason. Forward and forward + backward are then timed in interleaved rounds, and the peak
-memory is measured. Compare the ratios within one run rather than times of different runs. Rows are written to ``<device>.json``,
-tables to ``<device>.md``, plots next to them; with --quick or a filter the names end in ``-quick`` or ``-part``.
+Every implementation is first compared with a float64 result on the images that are timed. An implementation that fails this
+check is not timed; the report lists it with the reason. Forward and forward + backward are then timed in interleaved rounds,
+and the peak memory is measured. Compare the ratios within one run rather than times of different runs. Rows are written to
+``<device>.json``, tables to ``<device>.md``, plots next to them; with --quick or a filter the names end in ``-quick`` or
+``-part``.
 """
 
 from __future__ import annotations

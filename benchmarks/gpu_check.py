@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check``. It has never run on a GPU.
 
-It builds and installs the package in place, runs compute-sanitizer's four tools on a short list of cases, runs the tests on the CUDA
-kernel, and measures the speed. ``benchmarks/results/<device>-check.md`` lists the result of each part and is updated after each;
-the output of a part is in ``<device>-<part>.log``. It needs torch, nvcc, ninja, numpy and pytest, and no network. Parts can be run
-one by one: ``python -m benchmarks.gpu_check build tests``.
+It builds and installs the package in place, runs compute-sanitizer's four tools on a short list of cases, runs the tests on the
+CUDA kernel, and measures the speed. ``benchmarks/results/<device>-check.md`` lists the result of each part and is updated after
+each; the output of a part is in ``<device>-<part>.log``. It needs torch, nvcc, ninja, numpy and pytest, and no network. Parts
+can be run one by one: ``python -m benchmarks.gpu_check build tests``.
 """
 
 from __future__ import annotations

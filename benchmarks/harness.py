@@ -20,7 +20,7 @@ MIN_SAMPLES = 3
 
 
 class Run:
-    """Measures cases on ``device`` with about ``seconds`` of timing per case, and skips calls that take more than ``limit`` seconds.
+    """Measures cases on ``device`` with about ``seconds`` of timing per case; skips calls that take more than ``limit`` seconds.
 
     ``rows`` is saved to ``path`` after each case and on an interrupt. ``failures`` lists wrong results of this package.
     """

@@ -1,8 +1,8 @@
 """Peak memory of a call, in addition to what was allocated before it, and without the gradient itself.
 
-On a GPU, torch's allocator reports it (never run on a GPU). On a CPU only the resident set of a process includes the scratch memory
-of the convolution libraries: a child process runs the call, after a warm-up, with a malloc that returns every freed buffer to the
-system, and reads its high-water mark (Linux). The resolution is about 1 MiB.
+On a GPU, torch's allocator reports it (never run on a GPU). On a CPU only the resident set of a process includes the scratch
+memory of the convolution libraries: a child process runs the call, after a warm-up, with a malloc that returns every freed
+buffer to the system, and reads its high-water mark (Linux). The resolution is about 1 MiB.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from .machine import is_busy
 BASELINE = "nn.L1Loss"
 OURS = "PSPL fused"
 COLOURS = {OURS: "#d62728", BASELINE: "#111111"}
+OTHER_COLOURS = [f"tab:{name}" for name in "blue orange green purple brown pink gray olive cyan".split()]
 COLUMNS = (
     "",
     "ms",
@@ -165,6 +166,7 @@ def _axes(height: float, title: str):
 
 def _draw_time(cases: dict[Case, dict[str, dict]], machine: str):
     axes = _axes(5.5, f"Time of the loss, float32\n{machine}")
+    axes.set_prop_cycle(color=OTHER_COLOURS)
     ordered = sorted(cases, key=lambda case: case.numel)
     for name in dict.fromkeys(name for found in cases.values() for name in found):
         points = [(x, cases[case][name]) for x, case in enumerate(ordered) if name in cases[case]]
