@@ -12,7 +12,7 @@ from .machine import is_busy
 BASELINE = "nn.L1Loss"
 OURS = "PSPL fused"
 COLOURS = {OURS: "#d62728", BASELINE: "#111111"}
-OTHER_COLOURS = [f"tab:{name}" for name in "blue orange green purple brown pink gray olive cyan".split()]
+OTHER_COLOURS = ["#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#bcbd22", "#ff7f0e", "#7f7f7f", "#e377c2"]
 COLUMNS = (
     "",
     "ms",

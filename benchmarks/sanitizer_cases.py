@@ -1,4 +1,4 @@
-"""Small cases that run every CUDA kernel, for compute-sanitizer: all windows, paddings, distances, dtypes, layouts and borders."""
+"""Small cases that run every CUDA kernel, for compute-sanitizer: windows, paddings, distances, dtypes, layouts, borders."""
 
 import torch
 
