@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 def load_images(path: Path | None) -> Images:
-    """The image at ``path``; without one scikit-image's photograph of Eileen Collins (NASA, public domain) or a synthetic image."""
+    """The image at ``path``, or scikit-image's photograph of Eileen Collins (NASA, public domain), or a synthetic image."""
     try:
         from skimage import data, io
     except ImportError:
