@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 from benchmarks import gpu_check
 
 ROOT = Path(__file__).parents[2]
