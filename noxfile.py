@@ -25,7 +25,6 @@ TORCH = "2.13.0"
 TORCH_CUDA = "2.14.1"  # PyPI's is for CUDA 13
 TORCH_OLDEST = PROJECT["dependencies"][0].removeprefix("torch>=") + ".0"
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
-PLATFORM = "manylinux_2_28"
 # What torch and the CUDA toolkit provide; a wheel must not contain it.
 EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*", "libcudart.so*")
 
@@ -98,9 +97,9 @@ def wheel(session: nox.Session, kernels: str) -> None:
     build = ("python", "-m", "build", "--wheel", "--no-isolation", "--outdir")
     session.run(*build, str(built), str(copy_sources(session)), env=switches)
     exclude = [f"--exclude={name}" for name in EXTERNAL_LIBRARIES]
-    platform = f"{PLATFORM}_{os.uname().machine}"
+    # The oldest glibc that the wheel runs on is decided by the machine that builds it: manylinux_2_28 needs that image.
     wheels = [str(path) for path in built.glob("*.whl")]
-    session.run("auditwheel", "repair", f"--plat={platform}", *exclude, f"--wheel-dir={out}", *wheels)
+    session.run("auditwheel", "repair", "--plat=auto", *exclude, f"--wheel-dir={out}", *wheels)
     wheels = [str(path) for path in out.glob("*.whl")]
     session.run("twine", "check", "--strict", *wheels)
     session.run("check-wheel-contents", *wheels)

@@ -13,6 +13,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +48,8 @@ def load_images(path: Path | None) -> Images:
         if path is not None:
             raise SystemExit("--image needs scikit-image. Install it with pip install scikit-image.") from None
         generator = torch.Generator().manual_seed(0)
-        hr = sum(
-            F.interpolate(torch.rand(1, 3, size, size, generator=generator), size=(512, 512), mode="bicubic") / 4
-            for size in (8, 32, 128, 512)
-        )
+        layers = [torch.rand(1, 3, size, size, generator=generator) for size in (8, 32, 128, 512)]
+        hr = torch.stack([F.interpolate(layer, size=(512, 512), mode="bicubic") for layer in layers]).mean(0)
         return _degrade("a synthetic image (scikit-image is not installed)", hr.clamp(0, 1))
     if path is None:
         name, pixels = "scikit-image's astronaut", data.astronaut()
@@ -103,9 +102,10 @@ def evaluate(sr: Tensor, hr: Tensor, backend: str) -> tuple[Tensor, Tensor, Tens
     """Similarity map, loss at STEP, and its gradient with respect to ``sr``: float64 on the CPU."""
     sr = sr.detach().requires_grad_()
     loss = pspl_loss(sr, hr, STEP, backend=backend)
+    assert isinstance(loss, Tensor)
     (gradient,) = torch.autograd.grad(loss, sr)
-    results = (similarity_map(sr, hr, backend=backend), loss.detach(), gradient)
-    return tuple(result.double().cpu() for result in results)
+    similarity = similarity_map(sr, hr, backend=backend)
+    return similarity.double().cpu(), loss.detach().double().cpu(), gradient.double().cpu()
 
 
 def compare(images: Images) -> dict[str, dict]:
@@ -133,19 +133,20 @@ def random_patches(images: Images, device: torch.device) -> tuple[Tensor, Tensor
     height, width = images.hr.shape[-2:]
     tops = torch.randint(0, height - PATCH + 1, (BATCH,), generator=generator).tolist()
     lefts = torch.randint(0, width - PATCH + 1, (BATCH,), generator=generator).tolist()
-    return tuple(
-        torch.cat([image[..., top : top + PATCH, left : left + PATCH] for top, left in zip(tops, lefts, strict=True)])
-        .to(device)
-        .contiguous()
-        for image in (images.sr, images.hr)
-    )
+
+    def crop(image: Tensor) -> Tensor:
+        corners = zip(tops, lefts, strict=True)
+        return torch.cat([image[..., top : top + PATCH, left : left + PATCH] for top, left in corners]).to(device)
+
+    return crop(images.sr), crop(images.hr)
 
 
 def time_losses(images: Images, device: torch.device) -> dict[str, float]:
     """Median milliseconds of forward + backward, measured in interleaved rounds."""
     sr, hr = random_patches(images, device)
     sr.requires_grad_()
-    losses = {"nn.L1Loss": nn.L1Loss(), "reference": lambda sr, hr: pspl_loss(sr, hr, STEP, backend="reference")}
+    losses: dict[str, Callable] = {"nn.L1Loss": nn.L1Loss()}
+    losses["reference"] = lambda sr, hr: pspl_loss(sr, hr, STEP, backend="reference")
     if device.type in runnable_backends():
         losses[device.type] = lambda sr, hr: pspl_loss(sr, hr, STEP, backend=device.type)
     times: dict[str, list[float]] = {name: [] for name in losses}
@@ -173,7 +174,7 @@ def draw(images: Images, path: Path) -> None:
     error = channel_mean((images.sr - images.hr).abs())
     similarity = channel_mean(similarity_map(images.sr, images.hr))
     figure = Figure(figsize=(17, 8.6), layout="constrained")
-    panels = [
+    panels: list[tuple[str, Tensor, dict]] = [
         ("HR", images.hr[0].permute(1, 2, 0), {}),
         (f"SR: bicubic x{SCALE}", images.sr[0].permute(1, 2, 0).clamp(0, 1), {}),
         ("|SR - HR|", error, {"cmap": "gray", "vmin": 0, "vmax": torch.quantile(error, 0.995).item()}),
@@ -242,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    report = {"environment": environment()}
+    report: dict[str, dict] = {"environment": environment()}
     if not options.json:
         print_environment(report["environment"])
     images = load_images(options.image)

@@ -560,7 +560,7 @@ def test_environment_variable_replaces_auto(monkeypatch, recwarn):
     assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"))
     assert not [warning for warning in recwarn if "pspl_cuda" in str(warning.message)]
     monkeypatch.setenv("PSPL_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="backend is 'tpu'"):
+    with pytest.raises(ValueError, match="PSPL_BACKEND is 'tpu'"):
         pspl_cuda.pspl_loss(sr, hr, 1.0)
 
 
