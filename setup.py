@@ -1,19 +1,19 @@
-"""Builds the kernel libraries of pspl_cuda: _cpu where there is a C++ compiler, _cuda where torch and a CUDA toolkit allow it.
+"""Builds pspl_cuda's kernel libraries: _cpu if there is a C++ compiler, _cuda if torch is a CUDA build and there is an nvcc.
 
-What this machine lacks never stops an installation: the package then works with PyTorch's own operators, says so here and at its
-first use, and pspl_cuda.backend_info() tells the reason. But a compiler that passes its trial (build_tools/compilers.py) and then
-fails on a kernel is an error: going on would hide a defect, or a compiler that was killed for want of memory. Environment:
+A missing compiler or toolkit does not stop an installation: the package then uses PyTorch operators, says so here and at its
+first use, and pspl_cuda.backend_info() gives the reason. A compiler that passes its trial (build_tools/compilers.py) and then
+fails on a kernel is an error. Environment:
 
-PSPL_CPU              auto (default): CPU kernels if there is a C++ compiler for them. force: the same, but fail if there is
-                      none. off: no kernels at all, a package in pure PyTorch.
-PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and there is an nvcc of its major version; a GPU is
-                      not looked for. force: the same, but fail if it can't be. off: no CUDA kernels.
+PSPL_CPU              auto (default): CPU kernels if there is a C++ compiler for them. force: fail if there is none. off: no CPU
+                      kernels.
+PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and there is an nvcc of its major version; no GPU is
+                      needed. force: fail if they can't be built. off: no CUDA kernels.
 TORCH_CUDA_ARCH_LIST  architectures to compile for, for example "8.6;9.0+PTX". Default: 7.5 to 12.0+PTX, those that nvcc knows.
-CUDA_HOME             the CUDA toolkit. Default: nvcc's of the PATH, /usr/local/cuda, or PyPI's, which the backend brings.
+CUDA_HOME             the CUDA toolkit. Default: that of the nvcc on the PATH, /usr/local/cuda, or PyPI's, which the backend adds.
 CXX, CC               the C++ compiler, and the one that nvcc uses.
-MAX_JOBS              compilers that run at once.
+MAX_JOBS              number of compilers that run at once.
 
-Decisions are printed (pip shows them with -v) and kept in pspl_cuda/_build.json. Metadata stands in pyproject.toml.
+The decisions are printed (pip shows them with -v) and recorded in pspl_cuda/_build.json. Metadata is in pyproject.toml.
 """
 
 import json
@@ -36,14 +36,14 @@ TORCH = find_torch()
 if TORCH is not None:
     from torch.utils import cpp_extension
 
-# Files of the CPU kernel that are compiled for more than the baseline; csrc/cpu/launch.cpp chooses at run time.
+# Files of the CPU kernel for more than the baseline; csrc/cpu/dispatch.cpp chooses at run time.
 INSTRUCTION_SETS = {
     "csrc/cpu/kernel_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/cpu/kernel_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
-# torch_library.h of the stable ABI: nothing newer than this torch may be used.
+# The stable ABI then has nothing that this torch lacks.
 TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-# The two math flags change no value, but without them g++ leaves some loops scalar.
+# The two math flags change no value, but g++ needs them to vectorise some loops.
 CXX = (
     ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", TARGET]
     if os.name != "nt"
@@ -55,9 +55,9 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-# Without torch, setuptools' own: enough to tell metadata and to pack the sources.
+# Without torch, setuptools' build_ext: enough for metadata and source distributions.
 class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
-    """Decides, compiles the files of INSTRUCTION_SETS with their flags, and writes down what was decided."""
+    """Decides what to build, compiles the files of INSTRUCTION_SETS with their flags, and records the decisions."""
 
     def run(self):
         decision = decide(TORCH)
@@ -83,17 +83,17 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         (package / "_build.json").write_text(json.dumps(decision.record(TORCH), indent=2) + "\n")
 
     def _complete(self, extension, kind, **arguments):
-        """Give an extension what torch's ``kind`` of it has."""
+        """Add to ``extension`` what torch's ``kind`` of extension has."""
         made = kind(extension.name, extension.sources, depends=extension.depends, py_limited_api=True, **arguments)
         vars(extension).update(vars(made))
 
     def _leave_out(self, extension):
         self.extensions.remove(extension)
-        # What an earlier build left would be taken for part of this one.
+        # A library left by an earlier build would be loaded.
         Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
     def _cudart_folder(self, library_dirs: list[str]) -> list[str]:
-        """A folder with the libcudart.so to link with, where the toolkit has it only under its full name, as PyPI's does."""
+        """A folder with a libcudart.so to link with: PyPI's toolkit has it only under its versioned name."""
         if any(Path(folder, "libcudart.so").exists() for folder in library_dirs):
             return []
         folder = Path(self.build_temp, "cudart").absolute()
@@ -110,9 +110,9 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
             super().build_extension(extension)
         except Exception as error:
             raise CompileError(
-                f"pspl_cuda: the {kind} kernels did not compile ({error}); the compiler's own message stands above. If it was "
-                "killed, there was too little memory for so many compilers at once: set MAX_JOBS=1. PSPL_CUDA=off installs "
-                "without the CUDA kernels, PSPL_CPU=off without any."
+                f"pspl_cuda: the {kind} kernels did not compile ({error}); the compiler's message is above. If it was "
+                "killed, there was too little memory for so many compilers at once: set MAX_JOBS=1. "
+                f"PSPL_{kind}=off installs without the {kind} kernels."
             ) from error
 
     def _compile_special(self, extension):
@@ -131,16 +131,22 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
 HEADERS = sources("csrc/**/*.h", "csrc/**/*.cuh")
 
 setup(
-    # Names and sources; Build adds what takes torch to know.
+    # Names and sources; Build adds what depends on torch.
     ext_modules=[
         Extension(
-            "pspl_cuda._cpu", sources("csrc/bindings/ops_cpu.cpp", "csrc/cpu/*.cpp"), depends=HEADERS, py_limited_api=True
+            "pspl_cuda._cpu",
+            sources("csrc/bindings/ops_cpu.cpp", "csrc/cpu/*.cpp"),
+            depends=HEADERS,
+            py_limited_api=True,
         ),
         Extension(
-            "pspl_cuda._cuda", sources("csrc/bindings/ops_cuda.cpp", "csrc/cuda/**/*.cu"), depends=HEADERS, py_limited_api=True
+            "pspl_cuda._cuda",
+            sources("csrc/bindings/ops_cuda.cpp", "csrc/cuda/**/*.cu"),
+            depends=HEADERS,
+            py_limited_api=True,
         ),
     ],
     cmdclass={"build_ext": Build},
-    # Python 3.10's stable ABI: one wheel for all later versions.
+    # Python 3.10's stable ABI: one wheel for all later Pythons.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,1 +1,1 @@
-"""Speed, memory and correctness of the loss beside what people use instead: ``python -m benchmarks``."""
+"""Speed, memory and accuracy of the loss next to the alternatives: ``python -m benchmarks``."""

@@ -1,9 +1,10 @@
-"""The loss beside what people use instead: ``python -m benchmarks`` on the machine at hand, ``--quick`` for a first look.
+"""Measures the loss next to the alternatives: ``python -m benchmarks``, or ``--quick`` for a first look.
 
-Each implementation is first held against float64 on the very images that are timed; who is not correct gets no speed, and who is
-skipped is named with the reason. Then forward and forward + backward are timed in interleaved rounds, and the peak memory is
-taken. Compare the ratios of one run, never single times. Rows go to ``<device>.json``, tables to ``<device>.md``, pictures beside
-them; with --quick or a filter the names end in ``-quick`` or ``-part``.
+Every implementation is first compared with a float64 result on the images that are timed. An implementation that fails this
+check is not timed; the report lists it with the reason. Forward and forward + backward are then timed in interleaved rounds,
+and the peak memory is measured. Compare the ratios within one run rather than times of different runs. Rows are written to
+``<device>.json``, tables to ``<device>.md``, plots next to them; with --quick or a filter the names end in ``-quick`` or
+``-part``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from . import report
-from .cases import DTYPES, LAYOUTS, chosen, parse_size
-from .harness import Run, device_name
+from . import machine, report
+from .cases import DTYPES, LAYOUTS, parse_size, select
+from .harness import Run
 from .implementations import KEYS
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,77 +34,61 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--quick", action="store_true", help="two sizes and fewer repeats: about two minutes")
-    options.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if torch sees a GPU")
-    options.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)"
-    )
-    options.add_argument("--sizes", type=_size, nargs="+", metavar="NxCxHxW", help="these sizes instead of the list")
-    options.add_argument("--dtypes", choices=DTYPES, nargs="+", help="only these (with --sizes: each of these)")
-    options.add_argument("--layouts", choices=LAYOUTS, nargs="+", help="only these (with --sizes: each of these)")
-    options.add_argument("--impl", choices=KEYS, nargs="+", help="only these; for every dtype and layout")
-    options.add_argument("--seconds", type=float, help="of timing in all, about (default: 20 per case, quick: 6)")
-    options.add_argument(
-        "--limit", type=float, default=2.0, help="skip who takes longer for one call, in seconds (default: %(default)s)"
-    )
-    options.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    options.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="JSON",
-        help="measure nothing: make table and pictures from these rows",
-    )
+    add = options.add_argument
+    add("--quick", action="store_true", help="two sizes and fewer repeats: about two minutes")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if torch finds a GPU")
+    add("--out", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
+    add("--sizes", type=_size, nargs="+", metavar="NxCxHxW", help="sizes that replace the standard list")
+    add("--dtypes", choices=DTYPES, nargs="+", help="only these (with --sizes: each of these)")
+    add("--layouts", choices=LAYOUTS, nargs="+", help="only these (with --sizes: each of these)")
+    add("--impl", choices=KEYS, nargs="+", help="only these, for every dtype and layout; nn.L1Loss is always measured")
+    add("--seconds", type=float, help="total time for the timing, approximately (default: 20 per case, quick: 6)")
+    add("--limit", type=float, default=2.0, help="skip calls that take longer, in seconds (default: %(default)s)")
+    add("--no-memory", action="store_true", help="do not measure the peak memory")
+    add("--from", dest="source", type=Path, metavar="JSON", help="measure nothing; redraw tables and plots from a file")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if all went well, 1 if something of this package is not correct, 130 if interrupted."""
+    """Return 0 on success, 1 if an implementation of this package is wrong, 130 if interrupted."""
     options = parser().parse_args(arguments)
     if options.source is not None:
         return _redraw(options.source)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda, but torch sees no GPU; run with --device cpu.")
-    device = torch.device(kind)
-    cases = chosen(kind, options.quick, options.sizes, options.dtypes, options.layouts)
+        raise SystemExit("--device is cuda, but torch finds no GPU. Use --device cpu.")
+    cases = select(kind, options.quick, options.sizes, options.dtypes, options.layouts)
     if not cases:
         raise SystemExit(
-            "No case of the list has that dtype and layout; name the sizes too, for example --sizes 16x3x192x192."
+            "The standard list has no case with that dtype and layout. Give the sizes too, e.g. --sizes 16x3x192x192."
         )
+    device = torch.device(kind)
     filtered = options.sizes or options.dtypes or options.layouts or options.impl
-    stem = options.out / (
-        report.slug(device_name(device)) + ("-part" if filtered else "-quick" if options.quick else "")
-    )
-    path = stem.with_name(stem.name + ".json")
-    seconds = options.seconds
-    if seconds is None:
-        seconds = (QUICK_SECONDS_PER_CASE if options.quick else SECONDS_PER_CASE) * len(cases)
-    # The price to beat is always there: every ratio needs it.
+    suffix = "-part" if filtered else "-quick" if options.quick else ""
+    path = options.out / (machine.slug(machine.device_name(device)) + suffix + ".json")
+    per_case = QUICK_SECONDS_PER_CASE if options.quick else SECONDS_PER_CASE
+    if options.seconds is not None:
+        per_case = options.seconds / len(cases)
     keys = tuple(dict.fromkeys(("l1", *options.impl))) if options.impl else None
 
-    run = Run(device, path, seconds / len(cases), options.limit, keys)
+    run = Run(device, path, per_case, options.limit, keys)
+    interrupted = False
     try:
-        rows = run.measure(cases, with_memory=not options.no_memory)
+        run.measure(cases, with_memory=not options.no_memory)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {_count(run.rows)} of finished and half-finished cases are in {path}.", file=sys.stderr)
-        if run.rows:
-            report.publish(run.rows, stem)
-        return 130
-    written = report.publish(rows, stem)
-    print(written[0].read_text())
-    print(f"{_count(rows)} in {path}; {', '.join(str(each) for each in written)}", file=sys.stderr)
-    for wrong in run.wrong_ours:
-        print(f"NOT CORRECT: {wrong}", file=sys.stderr)
-    return 1 if run.wrong_ours else 0
-
-
-def _count(rows: list[dict]) -> str:
-    return f"{sum(row['median_ms'] is not None for row in rows)} rows"
+        interrupted = True
+        print("\nInterrupted.", file=sys.stderr)
+    if run.rows:
+        written = report.publish(run.rows, path)
+        print(written[0].read_text())
+        timed = sum(row["median_ms"] is not None for row in run.rows)
+        print(f"{timed} timed rows in {', '.join(map(str, (path, *written)))}", file=sys.stderr)
+    for failure in run.failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 130 if interrupted else 1 if run.failures else 0
 
 
 def _redraw(source: Path) -> int:
@@ -111,13 +96,11 @@ def _redraw(source: Path) -> int:
         rows = report.load(source)
     except (OSError, ValueError) as error:
         raise SystemExit(f"--from {source} can't be read: {error}") from None
-    written = report.publish(rows, source.with_suffix(""))
-    print("\n".join(map(str, written)))
+    print("\n".join(map(str, report.publish(rows, source))))
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a job that is ended keeps its rows like one that is interrupted
+    # A terminated job keeps its rows, like an interrupted one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

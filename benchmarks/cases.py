@@ -21,9 +21,8 @@ SIZES = (
     (8, 3, 1080, 1920),
     (1, 3, 2160, 3840),
 )
-# float32, contiguous is measured with every implementation; another dtype or layout with these, at these sizes.
+# float32, contiguous is measured with every implementation; other dtypes and layouts with these, at these sizes.
 OTHER_KEYS = ("l1", "fused", "reference")
-# A CPU is busy with the smaller ones; a GPU shows what it can on the larger.
 OTHER_SIZES = {"cpu": (PATCHES, (4, 3, 512, 512)), "cuda": (PATCHES, (8, 3, 1080, 1920))}
 OTHERS = (
     ("float32", "channels_last"),
@@ -44,21 +43,21 @@ class Case(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether every implementation takes part."""
+        """Whether every implementation is measured."""
         return (self.dtype, self.layout) == ("float32", "contiguous")
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
 
 
-def chosen(
+def select(
     device_type: str,
     quick: bool,
     sizes: list[tuple[int, ...]] | None = None,
     dtypes: list[str] | None = None,
     layouts: list[str] | None = None,
 ) -> list[Case]:
-    """A run's cases: each of ``sizes`` in each of ``dtypes`` and ``layouts``; without sizes, a selection of the standard list."""
+    """The cases of a run: ``sizes`` x ``dtypes`` x ``layouts`` if sizes are given, else a selection of the standard list."""
     if sizes:
         return [
             Case(shape, dtype, layout)
@@ -86,7 +85,7 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def images(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``(sr, hr)``: a smooth image with some noise, and a copy with errors as a network makes them, in 0..1; ``sr`` is a leaf."""
+    """``(sr, hr)`` in 0..1: ``hr`` is smooth with some noise, ``sr`` a noisy copy that requires grad."""
     generator = torch.Generator().manual_seed(0)
     batch, channels, height, width = case.shape
     coarse = torch.rand(batch, channels, -(-height // 16), -(-width // 16), generator=generator)

@@ -1,8 +1,8 @@
-"""Peak memory that a call needs on top of what is there before it, beside the gradient itself.
+"""Peak memory of a call, in addition to what was allocated before it, and without the gradient itself.
 
-On a GPU, torch's allocator knows (untried: no GPU has run it). On a CPU, the resident set of a process is the only witness that
-also sees the scratch memory of the convolution libraries: a child process runs the call, after a warm-up, with a malloc that
-gives every freed buffer back to the system, and reads its high-water mark (Linux). That is good to about 1 MiB.
+On a GPU, torch's allocator reports it (never run on a GPU). On a CPU only the resident set of a process includes the scratch
+memory of the convolution libraries: a child process runs the call, after a warm-up, with a malloc that returns every freed
+buffer to the system, and reads its high-water mark (Linux). The resolution is about 1 MiB.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from .cases import Case, images
 from .implementations import Implementation, make
 
-# Below, the resident set of a process is too coarse a measure.
+# For smaller images the resident set of a process is too coarse.
 LEAST_BYTES = 4 * 2**20
 
 
 def on_cuda(call, gradient_bytes: int) -> int:
-    """Of ``call`` on the current GPU."""
+    """The peak of ``call`` on the current GPU, in bytes."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -34,7 +34,7 @@ def on_cuda(call, gradient_bytes: int) -> int:
 
 
 class Child:
-    """A process that measures one call after the other on the CPU; use it as a context."""
+    """A process that measures calls on the CPU; a context manager."""
 
     def __init__(self):
         self._pool = None
@@ -47,11 +47,11 @@ class Child:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def peak(self, key: str, case: Case) -> dict[str, int] | None:
-        """``{phase: bytes}`` for the implementation ``key``, or None where it can't be told."""
+        """``{phase: bytes}`` for the implementation ``key``, or None where it can't be measured."""
         if torch.Size(case.shape).numel() * 4 < LEAST_BYTES or not Path("/proc/self/clear_refs").exists():
             return None
         before = os.environ.copy()
-        # glibc reads these when the child starts, which the first submission makes it do.
+        # glibc reads these when the child starts, at the first submission.
         os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         try:
             future = self._pool.submit(_peaks, key, case)
@@ -81,7 +81,7 @@ def _peaks(key: str, case: Case) -> dict[str, int]:
         sr.grad = None
         gc.collect()
         before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         result = call()
         peaks[phase] = _status("VmHWM") - before
         del result

@@ -1,4 +1,4 @@
-"""The loss as the official PSPL code computes it: what the benchmark times and the tests take as a yardstick."""
+"""The loss as the official PSPL code computes it: timed by the benchmark, and a point of comparison for the tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def loss(sr: Tensor, hr: Tensor, step: float) -> Tensor:
 
 
 def similarity(sr: Tensor, hr: Tensor) -> Tensor:
-    """In the images' dtype, ``[N, C, H, W]``: a window of float32 made at each call, zero padding.
+    """Eq. 5 in the images' dtype, ``[N, C, H, W]``, with zero padding and a float32 window made at each call.
 
-    The constants are those of L = 1, whatever the images' range.
+    The constants are those of L = 1 for any range of the images.
     """
     channels = sr.shape[1]
     line = torch.tensor([math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Times of single calls, taken in turns so that noise hits all alike."""
+"""Times of single calls, measured in turns so that noise affects all implementations alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ROUNDS = 200
 
 
 class Times(NamedTuple):
-    """Milliseconds of one call after the other: ``warm`` as they come, ``cold`` after the GPU's L2 was overwritten."""
+    """Milliseconds per call: ``warm`` back to back, ``cold`` after the GPU's L2 cache was overwritten."""
 
     warm: list[float]
     cold: list[float]
@@ -29,7 +29,7 @@ class Summary(NamedTuple):
 
 
 def summary(values: list[float]) -> Summary:
-    """Median and percentiles, never outside of what was measured."""
+    """Median and percentiles, within the range of ``values``."""
     if len(values) == 1:
         return Summary(values[0], values[0], values[0])
     tenths = statistics.quantiles(values, n=10, method="inclusive")
@@ -37,7 +37,7 @@ def summary(values: list[float]) -> Summary:
 
 
 class Clock:
-    """Times one call at a time: on a GPU by events, else by the processor's clock. The GPU part is untried: no GPU has run it."""
+    """Times one call: with events on a GPU, else with the processor's clock. The GPU part has never run on a GPU."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -58,42 +58,33 @@ class Clock:
         return start.elapsed_time(end)
 
     def cold_milliseconds(self, call: Call) -> float:
-        """After the L2 was filled with something else."""
         self._flush.zero_()
         return self.milliseconds(call)
 
 
 def copy_bytes_per_ms(device: torch.device, clock: Clock) -> float:
-    """Bytes read and written per millisecond by a large copy: the memory floor's speed."""
+    """Bytes read and written per millisecond by a large copy: the bandwidth of the memory floor."""
     source = torch.empty(2**26 if clock.cuda else 2**24, device=device).normal_()
     target = torch.empty_like(source)
     times = [clock.milliseconds(lambda: target.copy_(source)) for _ in range(12)]
     return 2 * source.numel() * 4 / statistics.median(times[2:])
 
 
-def interleave(
-    calls: dict[Hashable, Call],
-    clock: Clock,
-    seconds: float,
-    times: dict[Hashable, Times],
-    tell: Callable[[int], object] = lambda round_: None,
-) -> None:
+def interleave(calls: dict[Hashable, Call], clock: Clock, seconds: float, times: dict[Hashable, Times]) -> None:
     """Time ``calls`` in rounds for about ``seconds``, each at least MIN_ROUNDS times, adding to ``times``.
 
-    Who interrupts finds in ``times`` what was measured. ``tell`` hears of each round.
+    After an interrupt, ``times`` holds what was measured until then.
     """
     first = {key: clock.milliseconds(call) for key, call in calls.items()}
-    # Who is fast gets several turns in a round, since a median of few short times is noise.
+    # Fast calls are repeated within a round: a median of few short times is noise.
     slowest = max(first.values())
-    turns = {key: max(1, min(8, int(slowest / max(first[key], 1e-3) / 8))) for key in calls}
-    for key in calls:
-        times[key] = Times([], [])
+    repeats = {key: max(1, min(8, int(slowest / max(first[key], 1e-3) / 8))) for key in calls}
+    times.update({key: Times([], []) for key in calls})
     end = time.monotonic() + seconds
     rounds = 0
     while rounds < MIN_ROUNDS or (time.monotonic() < end and rounds < MAX_ROUNDS):
         rounds += 1
-        tell(rounds)
         for key, call in calls.items():
-            times[key].warm.extend(clock.milliseconds(call) for _ in range(turns[key]))
+            times[key].warm.extend(clock.milliseconds(call) for _ in range(repeats[key]))
             if clock.cuda:
-                times[key].cold.extend(clock.cold_milliseconds(call) for _ in range(turns[key]))
+                times[key].cold.extend(clock.cold_milliseconds(call) for _ in range(repeats[key]))

@@ -1,43 +1,48 @@
-"""PEP 517 backend: setuptools, building against the torch that is installed, and bringing nvcc where there is none.
+"""PEP 517 backend: setuptools, building against the installed torch, and with nvcc from PyPI if there is no CUDA toolkit.
 
-torch is asked for only where none is installed, and NVIDIA's packages of nvcc and its headers only where torch is a CUDA build
-and this machine has no toolkit for it.
+torch becomes a build requirement only if none is installed; NVIDIA's packages of nvcc and its headers only if torch is a CUDA
+build and this machine has no toolkit for it.
 """
 
 import compilers
 from decisions import switch
-from installed_torch import REQUIREMENT, Torch, find_torch
+from installed_torch import REQUIREMENT, Torch, find_torch, is_pip
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
 
-# The parts of a toolkit that compiling a kernel takes; cuda-toolkit holds their versions together, torch's own parts included.
+# The parts of a toolkit that compile a kernel; cuda-toolkit makes their versions fit each other and torch's own parts.
 TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
+NO_TORCH = (
+    "pspl_cuda is built against the torch that it will run with, and there is none in this build environment. uv and build do "
+    "not say for which environment they build: install torch, setuptools>=77 and ninja there and use --no-build-isolation "
+    "(python -m build: --no-isolation). pip needs no option."
+)
 
 
-def missing() -> list[str]:
-    """What must be brought into an isolated build."""
+def requirements() -> list[str]:
+    """What an isolated build needs in addition to pyproject.toml's requirements."""
     torch = find_torch()
+    if torch is None and not is_pip():
+        raise SystemExit(NO_TORCH)
     usable = torch is not None and torch.new_enough()
-    return ([] if usable else [REQUIREMENT]) + ([TOOLKIT + _version(torch)] if _needs_toolkit(torch, usable) else [])
+    needed = [] if usable else [REQUIREMENT]
+    # The version of a torch that is yet to be downloaded is unknown: PyPI's is for CUDA 13 or later and pins the toolkit itself.
+    if _needs_toolkit(torch if usable else Torch("", "13", None, None)):
+        needed.append(TOOLKIT + (f"=={torch.cuda}.*" if usable else ""))
+    return needed
 
 
-def _needs_toolkit(torch: Torch | None, usable: bool) -> bool:
-    if switch("PSPL_CUDA") == "off" or switch("PSPL_CPU") == "off":
+def _needs_toolkit(torch: Torch) -> bool:
+    if switch("PSPL_CUDA") == "off" or torch.cuda is None:
         return False
-    # Which torch will be brought is not known yet: PyPI's is of CUDA 13 or later, and pins the toolkit's version itself.
-    cuda = torch.cuda if usable else "13"
-    if cuda is None or compilers.ordered_home() or not compilers.comes_from_pypi(cuda):
+    if compilers.requested_home() or not compilers.pypi_has_nvcc(torch.cuda):
         return False
-    return compilers.why_no_cxx() is None and compilers.find_toolkit(cuda)[0] is None
-
-
-def _version(torch: Torch | None) -> str:
-    return f"=={torch.cuda}.*" if torch is not None and torch.new_enough() else ""
+    return compilers.why_no_cxx() is None and compilers.find_toolkit(torch.cuda)[0] is None
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *missing()]
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *requirements()]
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return [*build_meta.get_requires_for_build_editable(config_settings), *missing()]
+    return [*build_meta.get_requires_for_build_editable(config_settings), *requirements()]

@@ -1,7 +1,4 @@
-"""Trials of the C++ compiler and of the CUDA toolkits of this machine: each usable, or a reason in words.
-
-A trial is a program of a few lines. What passes it is expected to compile the kernels.
-"""
+"""Finds a C++ compiler and a CUDA toolkit that compile a small trial program; otherwise gives the reason in words."""
 
 import os
 import platform
@@ -14,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-# C++20 and the vector extensions of g++ and clang (csrc/cpu/vec.h), linked as a library.
+# C++20 and the vector extensions of g++ and clang (csrc/cpu/simd.h), linked as a library.
 CXX_TRIAL = """
 #include <algorithm>
 #include <span>
@@ -55,117 +52,108 @@ def why_no_cxx() -> str | None:
             f"no C++ compiler was found ({compiler[0]} does not exist): install g++ 11 or clang 14 or later, or set CXX, and "
             "reinstall"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "trial.cpp"
-        source.write_text(CXX_TRIAL)
-        flags = ["-std=c++20", "-fPIC", "-shared", "-o", str(source.with_suffix(".so"))]
-        error = _run([*compiler, str(source), *flags], folder)
+    error = _compile("trial.cpp", CXX_TRIAL, [*compiler, "-std=c++20", "-fPIC", "-shared", "-o", "trial.so"])
     if error is None:
         return None
     return (
-        f"the C++ compiler {' '.join(compiler)} fails on a program of a few lines ({error}): the kernels need g++ 11 or clang 14 "
-        "or later; set CXX to one and reinstall"
+        f"the C++ compiler {' '.join(compiler)} can't compile a small C++20 program ({error}): the kernels need g++ 11 or clang "
+        "14 or later; set CXX to one and reinstall"
     )
 
 
 def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
-    """A CUDA toolkit for a torch of CUDA version ``cuda``: (it, None), or (None, why there is none).
+    """A CUDA toolkit for a torch of CUDA version ``cuda``: (toolkit, None), or (None, the reason).
 
-    An order (CUDA_HOME, CUDA_PATH) is followed. Else the first that will do: nvcc's of the PATH, /usr/local/cuda, or that of
-    PyPI's packages, as the backend puts it into an isolated build.
+    An explicit CUDA_HOME or CUDA_PATH takes precedence. Otherwise the first that works: that of the nvcc on the PATH,
+    /usr/local/cuda, or that of PyPI's packages, which the backend adds to an isolated build.
     """
     major = cuda.split(".")[0]
-    ordered = ordered_home()
-    if ordered:
-        homes = [Path(ordered)]
+    if requested_home():
+        homes = [Path(requested_home())]
         if shutil.which("nvcc", path=str(homes[0] / "bin")) is None:
-            return None, f"CUDA_HOME is {ordered}, which holds no bin/nvcc: {_remedy(major)}"
+            return None, f"CUDA_HOME is {homes[0]}, which has no bin/nvcc: {_remedy(major)}"
     else:
         on_path = shutil.which("nvcc")
         homes = [Path(on_path).parent.parent] if on_path else []
         homes += [Path("/usr/local/cuda"), *(Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path)]
-        homes = [home for home in homes if shutil.which("nvcc", path=str(home / "bin"))]
-    first_reason = None
+    reasons = []
     for home in homes:
-        toolkit, reason = _examine(home, cuda, is_order=bool(ordered))
-        if toolkit is not None:
-            return toolkit, None
-        first_reason = first_reason or reason
-    return None, first_reason or f"no CUDA toolkit was found: {_remedy(major)}"
+        if shutil.which("nvcc", path=str(home / "bin")):
+            try:
+                return _examine(home, cuda), None
+            except _UnusableError as error:
+                reasons.append(str(error))
+    return None, reasons[0] if reasons else f"no CUDA toolkit was found: {_remedy(major)}"
 
 
-def ordered_home() -> str | None:
-    """The CUDA toolkit that the caller names."""
+def requested_home() -> str | None:
+    """The CUDA toolkit named by the environment."""
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 
 
-def comes_from_pypi(cuda: str) -> bool:
-    """True if PyPI has an nvcc for a torch of that CUDA version; its packages for CUDA 12 hold none."""
+def pypi_has_nvcc(cuda: str) -> bool:
+    """Whether PyPI has an nvcc for that CUDA version; its packages for CUDA 12 have none."""
     return int(cuda.split(".")[0]) >= 13 and sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 
 
 def _remedy(major: str) -> str:
     remedy = f"install a CUDA {major} toolkit, set CUDA_HOME to it, and reinstall"
-    return (
-        f"{remedy}; or install without --no-build-isolation, and nvcc comes from PyPI"
-        if comes_from_pypi(major)
-        else remedy
-    )
+    if pypi_has_nvcc(major):
+        remedy += "; or install with pip and without --no-build-isolation, which takes nvcc from PyPI"
+    return remedy
 
 
-def _examine(home: Path, cuda: str, is_order: bool) -> tuple[Toolkit | None, str | None]:
+class _UnusableError(Exception):
+    """Says why a toolkit can't be used."""
+
+
+def _examine(home: Path, cuda: str) -> Toolkit:
     nvcc = str(home / "bin" / "nvcc")
     major = cuda.split(".")[0]
     try:
-        # A dry run names the toolkit's own folders: nvcc may be a wrapper, a link, or conda's.
+        # A dry run prints the toolkit's own folders: nvcc may be a wrapper, a link, or conda's.
         command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
         dryrun = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         codes = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        return None, f"{nvcc} does not run ({error}): {_remedy(major)}"
-    version = re.search(r"release (\d+\.\d+)", told)
-    if version is None:
-        return None, f"{nvcc} does not tell its version: {_remedy(major)}"
-    if version.group(1).split(".")[0] != major:
-        unset = ", or unset it" if is_order else ""
-        return None, f"nvcc is of CUDA {version.group(1)} and torch of CUDA {cuda}{unset}: {_remedy(major)}"
+        version = re.search(r"release (\d+\.\d+)", printed).group(1)
+    except (OSError, subprocess.CalledProcessError, AttributeError) as error:
+        raise _UnusableError(f"{nvcc} does not run or print its version ({error}): {_remedy(major)}") from None
+    if version.split(".")[0] != major:
+        unset = ", or unset CUDA_HOME" if requested_home() else ""
+        raise _UnusableError(f"nvcc is of CUDA {version} and torch of CUDA {cuda}: {_remedy(major)}{unset}")
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
     if top and not (home / "include" / "cuda_runtime_api.h").exists():
         home = Path(os.path.normpath(top.group(1).strip()))
-    include_dirs = _folders(dryrun, "INCLUDES", "-I")
-    # PyPI's nvcc names lib64, but its libraries are in lib.
-    library_dirs = [*_folders(dryrun, "LIBRARIES", "-L"), str(home / "lib")]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "trial.cu"
-        source.write_text(CUDA_TRIAL)
-        host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
-        error = _run([nvcc, *host, "-std=c++20", "-c", str(source), "-o", str(source.with_suffix(".o"))], folder)
+    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
+    error = _compile("trial.cu", CUDA_TRIAL, [nvcc, *host, "-std=c++20", "-c", "-o", "trial.o"])
     if error is not None:
-        return None, (
-            f"nvcc {version.group(1)} of {home} fails on a kernel of one line ({error}): set CC to a compiler that it "
-            f"supports, or CUDA_HOME to another CUDA {major} toolkit, and reinstall"
+        raise _UnusableError(
+            f"nvcc {version} of {home} can't compile a small kernel ({error}): set CC to a compiler that it supports, or "
+            f"CUDA_HOME to another CUDA {major} toolkit, and reinstall"
         )
-    numbers = re.findall(r"sm_(\d+)(\d)\b", codes)
-    architectures = [f"{tens}.{ones}" for tens, ones in numbers]
-    return Toolkit(str(home), version.group(1), architectures, include_dirs, library_dirs), None
+    architectures = [f"{tens}.{ones}" for tens, ones in re.findall(r"sm_(\d+)(\d)\b", codes)]
+    include_dirs = _folders(dryrun, "INCLUDES", "-I")
+    # PyPI's nvcc prints lib64, but its libraries are in lib.
+    library_dirs = [*_folders(dryrun, "LIBRARIES", "-L"), str(home / "lib")]
+    return Toolkit(str(home), version, architectures, include_dirs, library_dirs)
 
 
 def _folders(dryrun: str, variable: str, flag: str) -> list[str]:
-    """The folders that a dry run's variable names: INCLUDES="-I/usr/local/cuda/bin/../include"."""
-    told = re.search(rf"^#\$ {variable}=(.+)$", dryrun, re.MULTILINE)
-    return [os.path.normpath(found) for found in re.findall(rf'{flag}([^"\s]+)', told.group(1) if told else "")]
+    """The folders in a variable of the dry run: INCLUDES="-I/usr/local/cuda/bin/../include"."""
+    line = re.search(rf"^#\$ {variable}=(.+)$", dryrun, re.MULTILINE)
+    return [os.path.normpath(found) for found in re.findall(rf'{flag}([^"\s]+)', line.group(1) if line else "")]
 
 
-def _run(command: list[str], folder: str) -> str | None:
-    """None if the command passes, else the line that tells most of why not."""
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
+def _compile(name: str, source: str, command: list[str]) -> str | None:
+    """None if ``command`` compiles the source, else the most telling line of its output."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, name).write_text(source)
+        try:
+            result = subprocess.run([*command, name], cwd=folder, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return str(error)
     if result.returncode == 0:
         return None
-    lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if re.search(r"error|fatal|killed", line, re.IGNORECASE)), (lines or ["no message"])[-1]
-    )
+    lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()] or ["no message"]
+    return next((line for line in lines if re.search(r"error|fatal|killed", line, re.IGNORECASE)), lines[-1])

@@ -1,4 +1,4 @@
-"""Which kernels are built, and why not: setup.py's docstring says what steers it."""
+"""Decides which kernels are built, and gives the reason for those that are not. setup.py documents the environment variables."""
 
 import os
 import platform
@@ -10,8 +10,8 @@ import compilers
 from compilers import Toolkit
 from installed_torch import MIN_TORCH, Torch
 
-# One cubin serves all later minor versions of its major one; the last entry's PTX serves what comes after. A toolkit leaves out
-# what it does not know.
+# A cubin runs on all later minor versions of its major version, the PTX of the last entry on all later GPUs. Architectures that
+# the toolkit does not know are left out.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
 
@@ -22,7 +22,7 @@ class Decision(NamedTuple):
     architectures: list[str]  # ["9.0", "12.0+PTX"]
 
     def record(self, torch: Torch) -> dict:
-        """What pspl_cuda/_build.json keeps for pspl_cuda/ops.py."""
+        """The contents of pspl_cuda/_build.json, which pspl_cuda/_library.py reads."""
         cuda = {"reason": f"{self.why_no_cuda}."} if self.why_no_cuda else {}
         if self.toolkit is not None:
             cuda = {"toolkit": self.toolkit.version, "architectures": self.architectures}
@@ -35,10 +35,6 @@ class Decision(NamedTuple):
         }
 
 
-def say(message: str) -> None:
-    print(f"pspl_cuda: {message}", file=sys.stderr, flush=True)
-
-
 def switch(name: str) -> str:
     """The value of PSPL_CPU or PSPL_CUDA."""
     value = os.environ.get(name, "auto")
@@ -48,42 +44,44 @@ def switch(name: str) -> str:
 
 
 def decide(torch: Torch | None) -> Decision:
-    """Choose what to build against ``torch``, say it, and raise SystemExit if that is not what was ordered."""
+    """Decide what to build against ``torch`` and print it; SystemExit if a forced kernel can't be built."""
     if torch is None:
         raise SystemExit("pspl_cuda is built against torch, but none was found: install torch first.")
     if not torch.new_enough():
         raise SystemExit(
             f"pspl_cuda needs torch {'.'.join(map(str, MIN_TORCH))} or later, but {torch.version} is installed. Upgrade torch."
         )
-    say(f"builds against torch {torch.version} of {torch.folder.parent}")
-    cpu = "PSPL_CPU=off when it was built" if switch("PSPL_CPU") == "off" else compilers.why_no_cxx()
-    toolkit, architectures = None, []
-    if switch("PSPL_CUDA") == "off":
-        cuda = "PSPL_CUDA=off when it was built"
-    elif cpu is not None:
-        cuda = f"the CPU kernels, which they need, are not built either ({cpu})"
-    else:
+    _print(f"building against torch {torch.version} of {torch.folder.parent}")
+    off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
+    no_cxx = None if all(off.values()) else compilers.why_no_cxx()
+    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else no_cxx
+    toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else no_cxx
+    if cuda is None:
         toolkit, architectures, cuda = _decide_cuda(torch)
     _report("CPU", cpu, "with " + " ".join(compilers.cxx_compiler()))
     _report("CUDA", cuda, f"with nvcc {toolkit.version} for {';'.join(architectures)}" if toolkit else "")
-    if cpu is not None:
-        say("THIS INSTALLATION HAS NO KERNELS: it works with PyTorch's own operators, which is right but slow")
+    if cpu is not None and cuda is not None:
+        _print("THIS INSTALLATION HAS NO KERNELS: it uses PyTorch operators, which are correct but slow")
     return Decision(cpu, cuda, toolkit, architectures)
+
+
+def _print(message: str) -> None:
+    print(f"pspl_cuda: {message}", file=sys.stderr, flush=True)
 
 
 def _report(kind: str, reason: str | None, how: str) -> None:
     if reason is None:
-        say(f"{kind} kernels: yes, {how}")
+        _print(f"{kind} kernels: yes, {how}")
     elif switch(f"PSPL_{kind}") == "force":
         raise SystemExit(f"PSPL_{kind}=force, but the {kind} kernels can't be built: {reason}.")
     else:
-        say(f"{kind} kernels: no, because {reason}")
+        _print(f"{kind} kernels: no, because {reason}")
 
 
 def _decide_cuda(torch: Torch) -> tuple[Toolkit | None, list[str], str | None]:
     """(toolkit, architectures, None), or (None, [], the reason)."""
     if torch.hip is not None:
-        return None, [], f"torch {torch.version} is a ROCm build, to which the CUDA kernels are not ported"
+        return None, [], f"torch {torch.version} is a ROCm build, which the CUDA kernels do not support"
     if torch.cuda is None:
         return None, [], f"torch {torch.version} is not a CUDA build"
     toolkit, reason = compilers.find_toolkit(torch.cuda)
@@ -94,18 +92,18 @@ def _decide_cuda(torch: Torch) -> tuple[Toolkit | None, list[str], str | None]:
 
 
 def choose_architectures(toolkit: Toolkit) -> tuple[list[str], str | None]:
-    """(What TORCH_CUDA_ARCH_LIST, set here if it is not, makes torch compile for, None), or ([], why that can't be)."""
-    ordered = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if not ordered:
+    """(the architectures torch compiles for, None), or ([], the reason). Sets TORCH_CUDA_ARCH_LIST if it is not set."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not requested:
         known = [architecture for architecture in DEFAULT_ARCHITECTURES if architecture in toolkit.architectures]
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ordered = ";".join(known) + "+PTX"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = requested = ";".join(known) + "+PTX"
     from torch.utils.cpp_extension import _get_cuda_arch_flags
 
     try:
         flags = " ".join(_get_cuda_arch_flags())
     except (ValueError, IndexError) as error:
         return [], (
-            f"TORCH_CUDA_ARCH_LIST is {ordered!r}, which torch does not understand ({error}); expected numbers, as in "
+            f"TORCH_CUDA_ARCH_LIST is {requested!r}, which torch does not understand ({error}); expected numbers, as in "
             "'8.6;9.0+PTX'"
         )
     cubins = [f"{tens}.{ones}" for tens, ones in re.findall(r"code=sm_(\d+)(\d[af]?)\b", flags)]
@@ -113,7 +111,7 @@ def choose_architectures(toolkit: Toolkit) -> tuple[list[str], str | None]:
     unknown = [cubin for cubin in cubins if cubin.rstrip("af") not in toolkit.architectures]
     if unknown:
         return [], (
-            f"TORCH_CUDA_ARCH_LIST is {ordered!r}, but nvcc {toolkit.version} does not compile for {', '.join(unknown)}; "
+            f"TORCH_CUDA_ARCH_LIST is {requested!r}, but nvcc {toolkit.version} does not compile for {', '.join(unknown)}; "
             f"expected some of {', '.join(toolkit.architectures)}"
         )
     cubins.sort(key=lambda cubin: float(cubin.rstrip("af")))

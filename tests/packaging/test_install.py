@@ -1,6 +1,5 @@
-"""What the build decides, and what the package says of it."""
+"""What the build decides, and what the package reports about it."""
 
-import ast
 import importlib
 import json
 import os
@@ -27,12 +26,12 @@ NEEDS_SETUPTOOLS = pytest.mark.skipif(
 )
 
 
-# What steers a build, and must not come from who runs the tests.
+# Variables that change a build; the tests must not inherit them.
 STEERING = ("PSPL_CPU", "PSPL_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "PIP_BUILD_TRACKER")
 
 
 def run_setup(*arguments, folder=ROOT, **environment):
-    """setup.py in a process of its own: (exit code, what it printed)."""
+    """Run setup.py: (exit code, output)."""
     inherited = {name: value for name, value in os.environ.items() if name not in STEERING}
     result = subprocess.run(
         [sys.executable, "setup.py", *arguments],
@@ -47,9 +46,9 @@ def run_setup(*arguments, folder=ROOT, **environment):
 
 @pytest.fixture
 def build_tools(monkeypatch):
-    """The modules behind setup.py, without the caller's settings."""
+    """The modules of setup.py, without the caller's settings."""
     for name in STEERING:
-        # Set before it is deleted: what a test's code writes into the environment is then undone too.
+        # Set before it is deleted: the fixture then also undoes what the code under test sets.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.syspath_prepend(str(ROOT / "build_tools"))
@@ -72,7 +71,7 @@ def fake_torch(build_tools, version="2.14.1+cu130", cuda="13.0", hip=None):
 
 
 def fake_toolkit(home: Path, version="13.0", compiles="exit 0", header=True) -> Path:
-    """A CUDA toolkit as the build sees it: an nvcc that answers its questions, and a header."""
+    """A CUDA toolkit as the build sees it: an nvcc that prints what the build reads, and a header."""
     answers = f"""case "$*" in
 *--dryrun*) echo '#$ TOP={home}/bin/..' >&2; echo '#$ INCLUDES="-I{home}/bin/../include"  ' >&2
   echo '#$ LIBRARIES=  "-L{home}/bin/..//lib64"' >&2 ;;
@@ -88,7 +87,7 @@ esac"""
 
 
 def only_these(monkeypatch, *folders):
-    """No program but those in ``folders`` and the shell's; no /usr/local/cuda."""
+    """Hide all programs but those in ``folders`` and the shell's, and /usr/local/cuda."""
     for name in ("sh", "cat", "printf", "echo"):
         link = folders[0] / name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ def only_these(monkeypatch, *folders):
 
 @NEEDS_SOURCES
 def test_isolated_build_sees_the_installed_torch(tmp_path):
-    """pip takes site-packages away by a sitecustomize on PYTHONPATH, which must not blind the interpreter that is asked."""
+    """pip hides site-packages with a sitecustomize on PYTHONPATH; the build must still find torch there."""
     hide = "import sys; sys.path[:] = [path for path in sys.path if not path.endswith('-packages')]"
     (tmp_path / "sitecustomize.py").write_text(hide)
     code = (
@@ -120,66 +119,18 @@ def test_isolated_build_sees_the_installed_torch(tmp_path):
     assert result.stdout.split() == expected
 
 
-def fake_python(folder: Path, site: Path, with_torch=True, version=None) -> Path:
-    """An interpreter that tells installed_torch.py what it asks for."""
-    if with_torch:
-        (site / "torch").mkdir(parents=True)
-        (site / "torch" / "__init__.py").touch()
-        (site / "torch" / "version.py").write_text("__version__ = '2.12.0+cu130'\ncuda = '13.0'\nhip = None\n")
-    origin = str(site / "torch" / "__init__.py") if with_torch else None
-    answer = json.dumps([list(version or sys.version_info[:2]), [str(site)], origin])
-    program(folder / "python", f"echo '{answer}'")
-    return folder
-
-
 @NEEDS_SOURCES
-@pytest.mark.parametrize("place", ["active", "dotted", "path"])
-def test_uv_and_build_are_guessed_to_install_for(place, build_tools, tmp_path, monkeypatch):
-    """They build in an environment of their own; the torch of the one that is meant must be found all the same."""
-    site = tmp_path / "site"
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "build-env"))
-    monkeypatch.setattr(build_tools.installed_torch.importlib.util, "find_spec", find_spec_in(site))
-    older = fake_python(tmp_path / "older" / "bin", tmp_path / "elsewhere", version=[2, 7])
-    folders = [older]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PWD", str(tmp_path))
-    if place == "dotted":
-        fake_python(tmp_path / ".venv" / Path(sys.executable).parent.name, site)
-    else:
-        folders.append(fake_python(tmp_path / place / "bin", site))
-    if place == "active":
-        (tmp_path / "active" / "pyvenv.cfg").touch()
-        # An environment that is active decides, before one that is only there.
-        fake_python(tmp_path / ".venv" / Path(sys.executable).parent.name, tmp_path / "not this one")
-    only_these(monkeypatch, *folders)
-    found = build_tools.installed_torch.find_torch()
-    assert found == ("2.12.0+cu130", "13.0", None, site / "torch")
-    assert str(site) in sys.path
-
-
-def find_spec_in(site: Path):
-    """importlib.util.find_spec of a process that can import torch only once ``site`` is on its path."""
-
-    def find_spec(name):
-        assert name == "torch"
-        origin = str(site / "torch" / "__init__.py")
-        return SimpleNamespace(origin=origin) if str(site) in sys.path else None
-
-    return find_spec
-
-
-@NEEDS_SOURCES
-def test_target_without_torch_is_taken_at_its_word(build_tools, tmp_path, monkeypatch):
-    """A torch of another environment must not decide what is built for one that has none."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "build-env"))
-    monkeypatch.setattr(build_tools.installed_torch.importlib.util, "find_spec", find_spec_in(tmp_path / "site"))
-    active = fake_python(tmp_path / "active" / "bin", tmp_path / "none", with_torch=False)
-    (tmp_path / "active" / "pyvenv.cfg").touch()
-    other = fake_python(tmp_path / "other" / "bin", tmp_path / "site")
-    only_these(monkeypatch, active, other)
-    assert build_tools.installed_torch.find_torch() is None
+@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, monkeypatch):
+    """They do not say for which Python they build, so the torch to build against is unknown."""
+    monkeypatch.setattr(build_tools.installed_torch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"none in this build environment.*use --no-build-isolation"):
+        getattr(build_tools.backend, hook)()
+    # pip installs torch into its build environment.
+    monkeypatch.setenv("PIP_BUILD_TRACKER", "x")
+    monkeypatch.setattr(build_tools.installed_torch, "_interpreter_path", list)
+    monkeypatch.setenv("PSPL_CUDA", "off")
+    assert build_tools.installed_torch.REQUIREMENT in getattr(build_tools.backend, hook)()
 
 
 @NEEDS_SOURCES
@@ -192,7 +143,8 @@ def test_target_without_torch_is_taken_at_its_word(build_tools, tmp_path, monkey
         ("2.15.0+cu132", "13.2", False, {}, ["toolkit==13.2.*"]),
         ("2.14.1+cu126", "12.6", False, {}, []),
         ("2.14.1+cu130", "13.0", False, {"PSPL_CUDA": "off"}, []),
-        ("2.14.1+cu130", "13.0", False, {"PSPL_CPU": "off"}, []),
+        # The CUDA kernels do not need the CPU kernels.
+        ("2.14.1+cu130", "13.0", False, {"PSPL_CPU": "off"}, ["toolkit==13.0.*"]),
         ("2.14.1+cu130", "13.0", False, {"CUDA_HOME": "/opt/cuda"}, []),
         ("2.14.1+cu130", "13.0", False, {"CXX": "/no/such/compiler"}, []),
         (None, None, True, {}, ["torch>="]),
@@ -207,6 +159,7 @@ def test_backend_asks_only_for_what_is_missing(
 ):
     found = fake_torch(build_tools, version, cuda) if version else None
     monkeypatch.setattr(build_tools.backend, "find_torch", lambda: found)
+    monkeypatch.setenv("PIP_BUILD_TRACKER", "x")
     bin_folder = tmp_path / "bin"
     program(bin_folder / "c++", "exit 0")
     if toolkit_here:
@@ -219,12 +172,11 @@ def test_backend_asks_only_for_what_is_missing(
         name.replace("toolkit", build_tools.backend.TOOLKIT).replace("torch>=", build_tools.installed_torch.REQUIREMENT)
         for name in expected
     ]
-    assert build_tools.backend.missing() == wanted
+    assert build_tools.backend.requirements() == wanted
 
 
 @NEEDS_SOURCES
-def test_oldest_torch_is_named_once(build_tools):
-    """Where the number stands again, it would be forgotten."""
+def test_oldest_torch_is_written_down_once(build_tools):
     assert build_tools.installed_torch.REQUIREMENT in (ROOT / "pyproject.toml").read_text()
     for path in [ROOT / "setup.py", *(ROOT / "build_tools").glob("*.py"), *(ROOT / "pspl_cuda").glob("*.py")]:
         number = build_tools.installed_torch.REQUIREMENT.removeprefix("torch>=")
@@ -245,7 +197,7 @@ def test_toolkit_of_the_path_is_taken(build_tools, tmp_path, monkeypatch):
 
 @NEEDS_SOURCES
 def test_toolkit_behind_a_wrapper_is_found(build_tools, tmp_path, monkeypatch):
-    """An nvcc in a folder of its own that calls the real one: the headers are where the real one says."""
+    """An nvcc that calls another one: the headers are those of the other one."""
     home = fake_toolkit(tmp_path / "cuda")
     program(tmp_path / "elsewhere" / "bin" / "nvcc", f'exec {home}/bin/nvcc "$@"')
     only_these(monkeypatch, tmp_path / "elsewhere" / "bin")
@@ -260,11 +212,12 @@ def test_pypi_toolkit_stands_in_for_one_of_another_major_version(build_tools, tm
     assert "nvcc is of CUDA 12.4 and torch of CUDA 13.0: install" in build_tools.compilers.find_toolkit("13.0")[1]
     packaged = fake_toolkit(tmp_path / "nvidia" / "cu13")
     assert build_tools.compilers.find_toolkit("13.0")[0].home == str(packaged)
-    # An order is not replaced.
+    # An explicit CUDA_HOME takes precedence.
     monkeypatch.setenv("CUDA_HOME", str(old))
     toolkit, reason = build_tools.compilers.find_toolkit("13.0")
     assert toolkit is None
-    assert "of CUDA 13.0, or unset it: install a CUDA 13 toolkit" in reason
+    assert "of CUDA 13.0: install a CUDA 13 toolkit" in reason
+    assert reason.endswith(", or unset CUDA_HOME")
 
 
 @NEEDS_SOURCES
@@ -272,7 +225,7 @@ def test_no_toolkit_has_a_remedy(build_tools, tmp_path, monkeypatch):
     only_these(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "platform", "linux")
-    assert "nvcc comes from PyPI" in build_tools.compilers.find_toolkit("13.0")[1]
+    assert "takes nvcc from PyPI" in build_tools.compilers.find_toolkit("13.0")[1]
     reason = build_tools.compilers.find_toolkit("12.8")[1]
     assert reason.startswith("no CUDA toolkit was found: install a CUDA 12 toolkit, set CUDA_HOME to it, and reinstall")
     assert "PyPI" not in reason
@@ -282,14 +235,14 @@ def test_no_toolkit_has_a_remedy(build_tools, tmp_path, monkeypatch):
 
 @NEEDS_SOURCES
 def test_toolkit_that_refuses_the_host_compiler_is_not_taken(build_tools, tmp_path, monkeypatch):
-    """A toolkit too new or too old for g++ fails on every file; a trial finds out before."""
+    """A toolkit too new or too old for g++ fails on every file."""
     refuses = "echo 'host_config.h:143:2: error: #error -- unsupported GNU version!' >&2; exit 1"
     home = fake_toolkit(tmp_path / "cuda", compiles=refuses)
     only_these(monkeypatch, home / "bin")
     toolkit, reason = build_tools.compilers.find_toolkit("13.0")
     assert toolkit is None
     assert (
-        "fails on a kernel of one line (host_config.h:143:2: error: #error -- unsupported GNU version!): set CC"
+        "can't compile a small kernel (host_config.h:143:2: error: #error -- unsupported GNU version!): set CC"
         in reason
     )
 
@@ -310,7 +263,7 @@ def test_this_cxx_compiler_passes_its_trial(build_tools):
 
 @NEEDS_SOURCES
 @pytest.mark.parametrize(
-    ("ordered", "known", "expected"),
+    ("requested", "known", "expected"),
     [
         (None, "7.5 8.0 8.6 9.0 10.0 12.0", ["7.5", "8.0", "8.6", "9.0", "10.0", "12.0+PTX"]),
         (None, "5.0 7.5 8.0 8.6 9.0", ["7.5", "8.0", "8.6", "9.0+PTX"]),
@@ -320,23 +273,23 @@ def test_this_cxx_compiler_passes_its_trial(build_tools):
         ("Hopper", "9.0", ["9.0+PTX"]),
     ],
 )
-def test_architectures(ordered, known, expected, build_tools, monkeypatch):
-    if ordered:
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ordered)
+def test_architectures(requested, known, expected, build_tools, monkeypatch):
+    if requested:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
     toolkit = build_tools.compilers.Toolkit("cuda", "13.0", known.split(), [], [])
     assert build_tools.decisions.choose_architectures(toolkit) == (expected, None)
 
 
 @NEEDS_SOURCES
 @pytest.mark.parametrize(
-    ("ordered", "message"),
+    ("requested", "message"),
     [
         ("7.0;9.0", "nvcc 13.0 does not compile for 7.0; expected some of 7.5, 9.0"),
         ("banana", "TORCH_CUDA_ARCH_LIST is 'banana', which torch does not understand"),
     ],
 )
-def test_architectures_that_cannot_be(ordered, message, build_tools, monkeypatch):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ordered)
+def test_architectures_that_are_rejected(requested, message, build_tools, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
     toolkit = build_tools.compilers.Toolkit("cuda", "13.0", ["7.5", "9.0"], [], [])
     architectures, reason = build_tools.decisions.choose_architectures(toolkit)
     assert architectures == []
@@ -349,7 +302,7 @@ def test_force_fails_loudly(build_tools, monkeypatch, tmp_path):
     monkeypatch.setenv("PSPL_CUDA", "force")
     for hip, message in (
         (None, "is not a CUDA build"),
-        ("7.1", "is a ROCm build, to which the CUDA kernels are not ported"),
+        ("7.1", "is a ROCm build, which the CUDA kernels do not support"),
     ):
         found = fake_torch(build_tools, "2.13.0", None, hip)
         with pytest.raises(
@@ -364,7 +317,7 @@ def test_force_fails_loudly(build_tools, monkeypatch, tmp_path):
 
 
 @NEEDS_SOURCES
-def test_off_is_said_and_recorded(build_tools, monkeypatch, capsys, tmp_path):
+def test_off_is_printed_and_recorded(build_tools, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CXX", program(tmp_path / "c++", "exit 0"))
     monkeypatch.setenv("PSPL_CUDA", "off")
     found = fake_torch(build_tools)
@@ -374,20 +327,36 @@ def test_off_is_said_and_recorded(build_tools, monkeypatch, capsys, tmp_path):
     assert record["_cpu"] == {}
     assert record["_cuda"] == {"reason": "PSPL_CUDA=off when it was built."}
     assert (record["torch"], record["machine"]) == ("2.14.1+cu130", platform.machine())
-    # The CUDA library needs the CPU library.
-    monkeypatch.setenv("PSPL_CUDA", "auto")
     monkeypatch.setenv("PSPL_CPU", "off")
+    monkeypatch.setenv("CXX", "/no/such/compiler")
     decision = build_tools.decisions.decide(found)
     assert "THIS INSTALLATION HAS NO KERNELS" in capsys.readouterr().err
-    assert "PSPL_CPU=off" in decision.why_no_cuda
+    assert decision.why_no_cpu == "PSPL_CPU=off when it was built"
+
+
+@NEEDS_SOURCES
+def test_cuda_kernels_are_built_without_cpu_kernels(build_tools, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CXX", program(tmp_path / "c++", "exit 0"))
+    home = fake_toolkit(tmp_path / "cuda")
+    only_these(monkeypatch, home / "bin")
+    monkeypatch.setenv("PSPL_CPU", "off")
     monkeypatch.setenv("PSPL_CUDA", "force")
-    with pytest.raises(SystemExit, match="PSPL_CUDA=force"):
-        build_tools.decisions.decide(found)
+    decision = build_tools.decisions.decide(fake_torch(build_tools))
+    assert decision.why_no_cpu == "PSPL_CPU=off when it was built"
+    assert decision.why_no_cuda is None
+    assert decision.toolkit.home == str(home)
+    printed = capsys.readouterr().err
+    assert "CUDA kernels: yes, with nvcc 13.0" in printed
+    assert "NO KERNELS" not in printed
+    # Without a C++ compiler there are none.
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    with pytest.raises(SystemExit, match=r"PSPL_CUDA=force, but the CUDA kernels can't be built: no C\+\+ compiler"):
+        build_tools.decisions.decide(fake_torch(build_tools))
 
 
 @NEEDS_SOURCES
 @pytest.mark.parametrize("name", ["PSPL_CPU", "PSPL_CUDA"])
-def test_unknown_switch_is_refused(name, build_tools, monkeypatch):
+def test_unknown_switch_is_rejected(name, build_tools, monkeypatch):
     monkeypatch.setenv(name, "yes")
     with pytest.raises(SystemExit, match=f"{name} is 'yes'; expected auto, force or off"):
         build_tools.decisions.decide(fake_torch(build_tools))
@@ -402,7 +371,7 @@ def test_torch_too_old_or_missing(build_tools):
 
 
 def broken_tree(folder: Path) -> Path:
-    """The sources, with kernels that no compiler takes."""
+    """The sources, with kernels that do not compile."""
     for name in ("build_tools", "pspl_cuda", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "_build.json", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -416,7 +385,7 @@ def broken_tree(folder: Path) -> Path:
 @NEEDS_SETUPTOOLS
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_kernel_that_does_not_compile_is_an_error(tmp_path):
-    """A compiler that is there and fails is no reason to go on without kernels."""
+    """A compiler that fails on a kernel must stop the installation."""
     folder = broken_tree(tmp_path)
     code, printed = run_setup("build_ext", "--build-lib", "lib", "--build-temp", "temp", folder=folder, PSPL_CUDA="off")
     assert code != 0
@@ -428,7 +397,7 @@ def test_kernel_that_does_not_compile_is_an_error(tmp_path):
 @NEEDS_SOURCES
 @NEEDS_SETUPTOOLS
 def test_build_without_kernels(tmp_path):
-    """No compiler is asked for, the reason is kept, and nothing is left of an earlier build."""
+    """No compiler is needed, the reason is recorded, and no library of an earlier build is left."""
     folder = broken_tree(tmp_path)
     package = folder / "lib" / "pspl_cuda"
     package.mkdir(parents=True)
@@ -458,7 +427,7 @@ def test_backend_info_is_plain_and_honest():
     for name in ("cpu", "cuda"):
         assert info[name]["available"] == (info[name]["reason"] is None)
         assert info[name]["available"] == torch._C._dispatch_has_kernel_for_dispatch_key(
-            "pspl_cuda::loss", name.upper()
+            "pspl_cuda::forward", name.upper()
         )
     if torch.version.cuda is None:
         assert not info["cuda"]["available"]
@@ -614,52 +583,3 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     path, available = result.stdout.split()
     assert Path(path).parent == copy
     assert available == "True"
-
-
-PLACEHOLDER = "\0"
-
-
-def literals(tree: ast.AST) -> list[tuple[ast.AST, str]]:
-    """Every string of Python source, with PLACEHOLDER for what an f-string fills in."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = (str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER for part in node.values)
-            found.append((node, "".join(parts)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append((node, node.value))
-    return found
-
-
-SAYING = ["setup.py", "build_tools/compilers.py", "build_tools/decisions.py", "pspl_cuda/_library.py"]
-
-
-@NEEDS_SOURCES
-def test_troubleshooting_quotes_what_the_code_says():
-    said = [text for name in SAYING for _, text in literals(ast.parse((ROOT / name).read_text()))]
-    said += [re.sub(r'"\s*\n\s*"', "", path.read_text()) for path in (ROOT / "csrc").glob("ops_*.cpp")]
-    quoted = re.findall(r"^> (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert len(quoted) > 30
-    for message in quoted:
-        for fragment in filter(None, (part.strip() for part in message.split("..."))):
-            # Brackets and the like around a placeholder say nothing.
-            assert len(fragment) < 4 or any(fragment in text for text in said), f"{fragment!r} of {message!r}"
-
-
-@NEEDS_SOURCES
-def test_troubleshooting_knows_every_message():
-    """What is raised, warned of, returned as a reason (a tuple ending in it), or shouted."""
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    for name in SAYING:
-        tree = ast.parse((ROOT / name).read_text())
-        roots: list[ast.AST] = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-        roots += [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
-        roots += [
-            node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
-        ]
-        within = {id(child) for root in roots for child in ast.walk(root)}
-        for node, text in literals(tree):
-            # A sentence has several words; its longest piece between placeholders stands for it.
-            piece = max(text.split(PLACEHOLDER), key=len).strip(" ,:;()'")
-            if id(node) in within and len(text.split()) > 4:
-                assert piece in page, f"{name}:{node.lineno}: {piece!r}"

