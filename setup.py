@@ -134,10 +134,10 @@ setup(
     # Names and sources; Build adds what takes torch to know.
     ext_modules=[
         Extension(
-            "pspl_cuda._cpu", sources("csrc/ops_cpu.cpp", "csrc/cpu/*.cpp"), depends=HEADERS, py_limited_api=True
+            "pspl_cuda._cpu", sources("csrc/bindings/ops_cpu.cpp", "csrc/cpu/*.cpp"), depends=HEADERS, py_limited_api=True
         ),
         Extension(
-            "pspl_cuda._cuda", sources("csrc/ops_cuda.cpp", "csrc/cuda/*.cu"), depends=HEADERS, py_limited_api=True
+            "pspl_cuda._cuda", sources("csrc/bindings/ops_cuda.cpp", "csrc/cuda/**/*.cu"), depends=HEADERS, py_limited_api=True
         ),
     ],
     cmdclass={"build_ext": Build},

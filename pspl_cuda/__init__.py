@@ -5,10 +5,9 @@ Lin, Gao, Wang, Li: Pixel-level Self-Paced Learning for Super-Resolution, ICASSP
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import reference
+from ._library import backend_info
 from .functional import attention_map, pspl_loss, similarity_map
 from .module import PSPLLoss
-from .ops import backend_info
 from .stats import PSPLStats
 
 try:
@@ -22,6 +21,5 @@ __all__ = [
     "attention_map",
     "backend_info",
     "pspl_loss",
-    "reference",
     "similarity_map",
 ]

@@ -1,148 +1,154 @@
-"""The loss as an autograd node around the operators.
+"""The fused loss as an autograd node around the operators.
 
-The forward pass writes the weighted residual, which is the gradient before the factor upstream / n; the backward pass is one
-scaling of it. A ``torch.autograd.Function`` outside the operators costs about 10 us less per training step than
-``torch.library.register_autograd`` inside them.
+The forward pass writes the finished gradient; the backward pass multiplies it by ``grad_output``, which is nearly always 1.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import ops
+from . import _ops, reference
 from .config import Config
-from .reference import weighted_distance
 
 
-def _split(step: float | Tensor) -> tuple[Tensor | None, float]:
-    """The operators take a step as a tensor or as a number: ``(tensor, _)`` or ``(None, number)``."""
-    return (step, 0.0) if isinstance(step, Tensor) else (None, step)
-
-
-def similarity(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
+def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
-    attention = ops.attention_arguments(config)
-    kind = ops.MAP_KINDS.index("similarity")
-    return torch.ops.pspl_cuda.map(sr, hr, None, 0.0, *attention, *ops.similarity_arguments(config), kind)
+    return _ops.forward(sr, hr, 0.0, config, "similarity")[0]
 
 
-def attention(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
+def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
-    arguments = (*ops.attention_arguments(config), *ops.similarity_arguments(config))
-    return torch.ops.pspl_cuda.map(sr, hr, *_split(step), *arguments, ops.MAP_KINDS.index("attention"))
+    return _ops.forward(sr, hr, step, config, "attention")[0]
 
 
-def loss(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config, with_stats: bool) -> tuple[Tensor, Tensor]:
-    """The loss (0-dim, or per pixel for reduction "none") and the statistics ([4], or empty) by the fused kernel."""
-    if not torch.compiler.is_compiling() and (_is_dual(sr) or _is_dual(hr)):
-        raise RuntimeError(
-            'the fused loss has no forward-mode derivative (torch.func.jvp, dual tensors); expected backend="reference".'
-        )
+def loss(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    config: Config,
+    with_stats: bool = False,
+    loss_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
+    if not torch.compiler.is_compiling():
+        _check_transforms(sr, hr)
     if torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad):
-        return _Loss.apply(sr, hr, step, config, with_stats)
-    value, _, stats = _forward(sr, hr, step, config, False, with_stats)
+        return _Loss.apply(sr, hr, step, config, with_stats, loss_weight)
+    value, _, stats = _ops.forward(
+        sr, hr, step, config, config.reduction, loss_weight=loss_weight, with_stats=with_stats
+    )
     return value, stats
 
 
-def _is_dual(image: Tensor) -> bool:
-    # Torch would take the operator for a constant, and give a derivative of zero.
-    return unpack_dual(image).tangent is not None
+# The innermost of torch.func's transforms, or None. A private function of torch: without it, its own errors remain.
+_peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
-def _forward(sr, hr, step, config, with_residual, with_stats):
-    return torch.ops.pspl_cuda.loss(
-        sr,
-        hr,
-        *_split(step),
-        *ops.attention_arguments(config),
-        *ops.similarity_arguments(config),
-        *ops.distance_arguments(config),
-        with_residual,
-        with_stats,
-    )
+def _check_transforms(*images: Tensor) -> None:
+    # Torch would treat the operator as a constant, with a derivative of zero.
+    if any(unpack_dual(image).tangent is not None for image in images):
+        raise RuntimeError(
+            "The fused loss has no forward-mode derivative, but sr or hr is a dual tensor (torch.func.jvp, "
+            'torch.autograd.forward_ad). Pass backend="reference".'
+        )
+    if _peek_transforms() is not None:
+        raise RuntimeError(
+            "The fused loss was called inside a transform of torch.func (grad, vjp, jacrev, hessian, vmap), which it does not "
+            'support. Pass backend="reference".'
+        )
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sr, hr, step, config, with_stats):
-        value, residual, stats = _forward(sr, hr, step, config, True, with_stats)
+    def forward(
+        ctx: Any,
+        sr: Tensor,
+        hr: Tensor,
+        step: float | Tensor,
+        config: Config,
+        with_stats: bool,
+        loss_weight: float,
+    ) -> tuple[Tensor, Tensor]:
+        value, saved_gradient, stats = _ops.forward(
+            sr,
+            hr,
+            step,
+            config,
+            config.reduction,
+            loss_weight=loss_weight,
+            with_gradient=True,
+            with_stats=with_stats,
+        )
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.config = config
+        ctx.loss_weight = loss_weight
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
-        # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an inference
-        # tensor can't be saved, which matters only to who asks for that derivative. torch.compile never does.
+        # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an
+        # inference tensor cannot be saved, which matters only for that derivative. torch.compile never asks for it.
         ctx.curved = config.distance != "l1" and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
-            ctx.save_for_backward(residual, sr, hr)
+            ctx.save_for_backward(saved_gradient, sr, hr)
             # A copy: a schedule is advanced in place, perhaps before backward.
             ctx.step = step.clone() if isinstance(step, Tensor) else step
         else:
-            ctx.save_for_backward(residual)
+            ctx.save_for_backward(saved_gradient)
         return value, stats
 
     @staticmethod
-    def backward(ctx, upstream, _):
-        if upstream is None:
-            return None, None, None, None, None
-        residual, *saved = ctx.saved_tensors
-        # create_graph=True: autograd must be able to differentiate what happens here.
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if differentiable and ctx.curved:
-            gradients = _curved_gradients(ctx, saved, upstream)
+    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 6
+        saved_gradient, *images = ctx.saved_tensors
+        needs_sr, needs_hr = ctx.needs_input_grad[:2]
+        sr_gradient = hr_gradient = None
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or grad_output.dim() > 0 or _peek_transforms():
+            # create_graph, a gradient per pixel, batched gradients, and compiled graphs, which fuse the multiplication: PyTorch.
+            if torch.is_grad_enabled() and ctx.curved:
+                saved_gradient = _differentiable_gradient(ctx, images)
+            gradient = saved_gradient * grad_output
+            if needs_sr:
+                sr_gradient = gradient.to(ctx.dtypes[0])
+            if needs_hr:
+                hr_gradient = _with_strides((-gradient).to(ctx.dtypes[1]), ctx.hr_strides)
         else:
-            factor = 1.0 / residual.numel() if ctx.config.reduction == "mean" else 1.0
-            fused = upstream.dim() == 0 and not differentiable
-            scale = torch.ops.pspl_cuda.scale if fused else _scale
-            gradients = [None, None]
-            if ctx.needs_input_grad[1]:
-                gradients[1] = _with_strides(scale(residual, upstream, -factor, ctx.dtypes[1]), ctx)
-            if ctx.needs_input_grad[0]:
-                if fused and ctx.dtypes[0] == residual.dtype and _is_last_walk():
-                    torch.ops.pspl_cuda.scale_(residual, upstream, factor)
-                    gradients[0] = residual
-                else:
-                    gradients[0] = scale(residual, upstream, factor, ctx.dtypes[0])
-        return *gradients, None, None, None
+            if needs_hr:
+                gradient = _ops.backward(saved_gradient, grad_output, negate=True, dtype=ctx.dtypes[1])
+                hr_gradient = _with_strides(gradient, ctx.hr_strides)
+            if needs_sr and ctx.dtypes[0] == saved_gradient.dtype and not _keeps_graph():
+                sr_gradient = _ops.backward_(saved_gradient, grad_output)
+            elif needs_sr:
+                sr_gradient = _ops.backward(saved_gradient, grad_output, negate=False, dtype=ctx.dtypes[0])
+        return sr_gradient, hr_gradient, None, None, None, None
 
 
-# Torch's own compiled graphs ask the same before they give a saved tensor's memory away. Without it the gradient gets memory of
-# its own.
+# Whether the backward pass under way keeps its graph (retain_graph). Otherwise nobody needs a saved tensor again, and its memory
+# becomes the gradient's. A private function of torch, which its own compiled graphs call for the same purpose; without it the
+# gradient gets memory of its own.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _is_last_walk() -> bool:
-    """Whether nobody will ask for the residual again: backward without ``retain_graph``. Its memory becomes the gradient's."""
-    return not torch.compiler.is_compiling() and not _keeps_graph()
-
-
-def _scale(residual: Tensor, upstream: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """What the scale operator does, in PyTorch: for a gradient per pixel, and differentiable by ``upstream``."""
-    return (residual * (upstream * factor)).to(dtype)
-
-
-def _with_strides(gradient: Tensor, ctx) -> Tensor:
-    """The residual has the layout of sr; the gradient of hr shall have the layout of hr."""
-    if ctx.hr_strides is None:
-        return gradient
-    shaped = torch.empty_strided(gradient.shape, ctx.hr_strides, dtype=gradient.dtype, device=gradient.device)
-    return shaped.copy_(gradient)
-
-
-def _curved_gradients(ctx, saved: list[Tensor], upstream: Tensor) -> list[Tensor | None]:
-    """Gradients that can be differentiated again: the distance of Eq. 10 in PyTorch, on the kernel's attention map."""
-    if not saved:
+def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
+    """The gradient to ``sr`` as a function of the images, on the kernel's attention map: for the second derivative."""
+    if not images:
         raise RuntimeError(
-            f"the second derivative of distance {ctx.config.distance!r} needs sr and hr, but one is an inference tensor, which "
-            "autograd can't save. Pass its clone(), made outside inference mode."
+            f"The second derivative of distance {ctx.config.distance!r} needs sr and hr, but one is an inference tensor, which "
+            "autograd cannot save. Pass its clone(), made outside inference mode."
         )
-    sr, hr = saved
+    sr, hr = images
     with torch.no_grad():
-        weight = attention(sr, hr, ctx.step, ctx.config)
-    value = weighted_distance(sr, hr, weight, ctx.config)
-    wanted = [image for image, needed in zip((sr, hr), ctx.needs_input_grad[:2], strict=True) if needed]
-    gradients = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
-    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:2]]
+        attention = attention_map(sr, hr, ctx.step, ctx.config)
+    return ctx.loss_weight * reference.distance_gradient(sr, hr, attention, ctx.config)
+
+
+def _with_strides(gradient: Tensor, strides: tuple[int, ...] | None) -> Tensor:
+    """The saved gradient has the layout of sr; the gradient of hr gets the layout of hr."""
+    if strides is None:
+        return gradient
+    shaped = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
+    return shaped.copy_(gradient)

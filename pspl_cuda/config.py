@@ -1,16 +1,15 @@
-"""The keywords of PSPL and every check on what a user passes: one place for all backends, so that bad input gets the same
-sentence everywhere.
+"""The keywords of PSPL with their defaults, and every check of what a user passes.
 
-A sentence names the argument, what came, what is expected and, where there is one, the remedy. ``ValueError`` is for shapes
-and values, ``TypeError`` for types and dtypes. Pixel values are never inspected: outputs of a network overshoot, and looking
-would wait for the device.
+One place for all backends, so that bad input gives the same sentence everywhere. A sentence names the argument, what came, what
+is expected and, where there is one, the remedy. ``ValueError`` is for shapes and values, ``TypeError`` for types and dtypes.
+Pixel values are never inspected: outputs of a network overshoot, and looking would wait for the device.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,43 +18,48 @@ from torch import Tensor
 DISTANCES = ("l1", "l2", "charbonnier")
 PADDINGS = ("zeros", "reflect", "replicate")
 REDUCTIONS = ("mean", "sum", "none")
+OUTPUTS = (*REDUCTIONS, "similarity", "attention")
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
 # kMaxRadius of csrc/pspl_params.h, as a window.
 MAX_WINDOW_SIZE = 511
 
-# Of what is counted: far more than any training makes, and exact in float64.
-MOST_CALLS = 2**53
+# The largest count: far beyond any training, and exact in float64.
+MAX_COUNT = 2**53
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Config(NamedTuple):
-    """Checked constants of one loss. The defaults are the paper's; :func:`pspl_cuda.pspl_loss` says what each means."""
+    """The constants of one loss. Defaults are the paper's; :func:`pspl_cuda.pspl_loss` documents each for users."""
 
-    alpha: float = 1.0
-    beta: float = 0.0
-    gamma: float = 2.0
-    mu: float = -1.0
-    distance: str = "l1"
-    data_range: float = 1.0
-    window_size: int = 11
-    sigma: float = 1.5
-    k1: float = 0.01
-    k2: float = 0.03
-    padding: str = "zeros"
-    eps: float = 1e-3
-    reduction: str = "mean"
+    alpha: float = 1.0  # growth of delta per step (Eq. 8), at least 0
+    beta: float = 0.0  # initial delta (Eq. 8), at least 0
+    gamma: float = 2.0  # largest attention (Eq. 7), at least 0
+    mu: float = -1.0  # similarity with the largest attention (Eq. 7)
+    distance: str = "l1"  # Eq. 10, one of DISTANCES
+    data_range: float = 1.0  # L in C1 = (k1 L)^2 and C2 = (k2 L)^2 (Eq. 5), above 0
+    window_size: int = 11  # width of the Gaussian window (Eq. 4) in pixels, odd, 1 to MAX_WINDOW_SIZE
+    sigma: float = 1.5  # standard deviation of the window in pixels, above 0
+    k1: float = 0.01  # luminance constant of Eq. 5, above 0
+    k2: float = 0.03  # contrast constant of Eq. 5, above 0
+    padding: str = "zeros"  # outside the image, one of PADDINGS
+    eps: float = 1e-3  # of the charbonnier distance, in pixel units, above 0
+    reduction: str = "mean"  # over all elements, one of REDUCTIONS
 
     @property
     def c1(self) -> float:
-        """C1 = (k1 L)^2 of Eq. 5."""
+        """C1 of Eq. 5."""
         return (self.k1 * self.data_range) ** 2
 
     @property
     def c2(self) -> float:
-        """C2 = (k2 L)^2 of Eq. 5."""
+        """C2 of Eq. 5."""
         return (self.k2 * self.data_range) ** 2
+
+
+# The source of every default in the public signatures.
+DEFAULTS = Config()
 
 
 def _shown(value: object) -> str:
@@ -87,7 +91,7 @@ def check_scalar(name: str, value: object, *, above: float | None = None, least:
     return number
 
 
-def check_count(name: str, value: object, *, least: int, most: int = MOST_CALLS) -> int:
+def check_count(name: str, value: object, *, least: int, most: int = MAX_COUNT) -> int:
     """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer of at least {least}.")
@@ -114,65 +118,54 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _square_in_range(what: str, root: float) -> None:
-    # The kernels compute in float32, with a reciprocal that takes subnormal numbers for zero.
+def _check_square(what: str, root: float) -> None:
+    # The kernels compute in float32, with a reciprocal that treats subnormal numbers as zero.
     if not 1e-37 <= root * root <= 1e37:
         raise ValueError(
             f"{what} is {root!r}, whose square leaves the range of float32; expected a number from 1e-18 to 1e18."
         )
 
 
-def _check_config(
-    alpha: float = 1.0,
-    beta: float = 0.0,
-    gamma: float = 2.0,
-    mu: float = -1.0,
-    distance: str = "l1",
-    data_range: float = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "zeros",
-    eps: float = 1e-3,
-    reduction: str = "mean",
-) -> Config:
-    if isinstance(window_size, bool) or not isinstance(window_size, int):
-        raise TypeError(f"window_size is of type {type(window_size).__name__}; expected an odd integer.")
-    if not (1 <= window_size <= MAX_WINDOW_SIZE and window_size % 2 == 1):
-        raise ValueError(f"window_size is {_shown(window_size)}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
+def _check_config(*constants: Any) -> Config:
+    config = Config(*constants)
+    size = config.window_size
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"window_size is of type {type(size).__name__}; expected an odd integer.")
+    if not (1 <= size <= MAX_WINDOW_SIZE and size % 2 == 1):
+        raise ValueError(f"window_size is {_shown(size)}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
     config = Config(
-        alpha=check_scalar("alpha", alpha, least=0),
-        beta=check_scalar("beta", beta, least=0),
-        gamma=check_scalar("gamma", gamma, least=0),
-        mu=check_scalar("mu", mu),
-        distance=check_choice("distance", distance, DISTANCES),
-        data_range=check_scalar("data_range", data_range, above=0),
-        window_size=window_size,
-        sigma=check_scalar("sigma", sigma, above=0),
-        k1=check_scalar("k1", k1, above=0),
-        k2=check_scalar("k2", k2, above=0),
-        padding=check_choice("padding", padding, PADDINGS),
-        eps=check_scalar("eps", eps, above=0),
-        reduction=check_choice("reduction", reduction, REDUCTIONS),
+        alpha=check_scalar("alpha", config.alpha, least=0),
+        beta=check_scalar("beta", config.beta, least=0),
+        gamma=check_scalar("gamma", config.gamma, least=0),
+        mu=check_scalar("mu", config.mu),
+        distance=check_choice("distance", config.distance, DISTANCES),
+        data_range=check_scalar("data_range", config.data_range, above=0),
+        window_size=size,
+        sigma=check_scalar("sigma", config.sigma, above=0),
+        k1=check_scalar("k1", config.k1, above=0),
+        k2=check_scalar("k2", config.k2, above=0),
+        padding=check_choice("padding", config.padding, PADDINGS),
+        eps=check_scalar("eps", config.eps, above=0),
+        reduction=check_choice("reduction", config.reduction, REDUCTIONS),
     )
-    _square_in_range("k1 * data_range", config.k1 * config.data_range)
-    _square_in_range("k2 * data_range", config.k2 * config.data_range)
-    _square_in_range("eps", config.eps)
+    _check_square("k1 * data_range", config.k1 * config.data_range)
+    _check_square("k2 * data_range", config.k2 * config.data_range)
+    _check_square("eps", config.eps)
     return config
 
 
+# typed: True must not be taken for a cached 1.0.
 _cached_check_config = functools.lru_cache(maxsize=256, typed=True)(_check_config)
 
 
-def check_config(*constants: object, **named_constants: object) -> Config:
-    """Check the fields of a :class:`Config` and return it. A training loop passes the same ones again: they are looked up."""
+def check_config(config: Config) -> Config:
+    """Return ``config`` with every field checked. A training loop passes the same one again: the result is cached."""
     if torch.compiler.is_compiling():
-        return _check_config(*constants, **named_constants)
+        return _check_config(*config)
     try:
-        return _cached_check_config(*constants, **named_constants)
-    except TypeError:  # perhaps only because a constant can't be looked up: then the check says it better
-        return _check_config(*constants, **named_constants)
+        return _cached_check_config(*config)
+    except TypeError:  # a wrong type, or one that cannot be hashed: the check itself says which
+        return _check_config(*config)
 
 
 def check_images(sr: Tensor, hr: Tensor) -> None:
@@ -209,8 +202,8 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
 def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     """Check Eq. 8's ``step`` and return it as a float, or as a 0-dim float32 or float64 tensor (always so under compile).
 
-    The value of a tensor is not read here, which would wait for the device: a negative one counts as the number that it
-    makes of delta, and NaN gives a NaN loss.
+    The value of a tensor is not read, which would wait for the device: a negative step gives the delta of Eq. 8, and NaN gives a
+    NaN loss.
     """
     if isinstance(step, Tensor):
         if step.dim() != 0:
@@ -220,7 +213,7 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
         if step.layout != torch.strided:
             raise TypeError(f"step has layout {step.layout}; expected a dense tensor. Call step.to_dense() first.")
         if step.requires_grad:
-            raise ValueError("step requires a gradient, but the loss has none by it; expected step.detach().")
+            raise ValueError("step requires a gradient, but the loss has no gradient to it; pass step.detach().")
         if step.device != device and step.device.type != "cpu":
             raise ValueError(f"step is on {step.device}; expected the images' device, {device}, or the CPU.")
         if step.dtype not in (torch.float32, torch.float64):

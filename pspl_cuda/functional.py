@@ -1,4 +1,4 @@
-"""The public functions: check, choose a backend, call it."""
+"""The public functions: check the arguments, choose a backend, call it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import autograd, reference
-from .config import Config, check_config, check_flag, check_images, check_step
-from .ops import choose_backend
+from ._library import choose_backend
+from .config import DEFAULTS, Config, check_config, check_flag, check_images, check_step
 from .stats import PSPLStats
 
 
@@ -16,19 +16,19 @@ def pspl_loss(
     hr: Tensor,
     step: float | Tensor,
     *,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-    gamma: float = 2.0,
-    mu: float = -1.0,
-    distance: str = "l1",
-    data_range: float = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "zeros",
-    eps: float = 1e-3,
-    reduction: str = "mean",
+    alpha: float = DEFAULTS.alpha,
+    beta: float = DEFAULTS.beta,
+    gamma: float = DEFAULTS.gamma,
+    mu: float = DEFAULTS.mu,
+    distance: str = DEFAULTS.distance,
+    data_range: float = DEFAULTS.data_range,
+    window_size: int = DEFAULTS.window_size,
+    sigma: float = DEFAULTS.sigma,
+    k1: float = DEFAULTS.k1,
+    k2: float = DEFAULTS.k2,
+    padding: str = DEFAULTS.padding,
+    eps: float = DEFAULTS.eps,
+    reduction: str = DEFAULTS.reduction,
     return_stats: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, PSPLStats]:
@@ -73,22 +73,30 @@ def pspl_loss(
         RuntimeError: an explicit ``backend`` that is not built; forward-mode differentiation, which only the reference has.
     """
     config = check_config(
-        alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
+        Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
     )
+    return loss(sr, hr, step, config, check_flag("return_stats", return_stats), backend)
+
+
+def loss(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    config: Config,
+    return_stats: bool,
+    backend: str,
+    loss_weight: float = 1.0,
+) -> Tensor | tuple[Tensor, PSPLStats]:
+    """``loss_weight`` times :func:`pspl_loss` on a checked ``config``: :class:`PSPLLoss` checks its keywords only once."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    check_flag("return_stats", return_stats)
-    return checked_loss(sr, hr, step, config, return_stats, choose_backend(backend, sr.device))
-
-
-def checked_loss(
-    sr: Tensor, hr: Tensor, step: float | Tensor, config: Config, return_stats: bool, backend: str
-) -> Tensor | tuple[Tensor, PSPLStats]:
-    """:func:`pspl_loss` of what was checked before: :class:`PSPLLoss` checks its keywords once, not at every call."""
-    if backend == "reference":
-        return reference.pspl_loss(sr, hr, step, **config._asdict(), return_stats=return_stats)
-    loss, stats = autograd.loss(sr, hr, step, config, return_stats)
-    return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss
+    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
+    # The kernels take a positive weight as a constant of the launch, at no cost.
+    folded = loss_weight if loss_weight > 0 else 1.0
+    value, stats = implementation.loss(sr, hr, step, config, return_stats, folded)
+    if loss_weight <= 0:
+        value = loss_weight * value
+    return (value, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else value
 
 
 @torch.no_grad()
@@ -96,12 +104,12 @@ def similarity_map(
     sr: Tensor,
     hr: Tensor,
     *,
-    data_range: float = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "zeros",
+    data_range: float = DEFAULTS.data_range,
+    window_size: int = DEFAULTS.window_size,
+    sigma: float = DEFAULTS.sigma,
+    k1: float = DEFAULTS.k1,
+    k2: float = DEFAULTS.k2,
+    padding: str = DEFAULTS.padding,
     backend: str = "auto",
 ) -> Tensor:
     """The similarity map M_s: SSIM per pixel and channel, of the images' size (Eq. 3 to 5).
@@ -112,13 +120,14 @@ def similarity_map(
         A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
         an image is float64; without gradient.
     """
-    config = check_config(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
-    check_images(sr, hr)
-    if choose_backend(backend, sr.device) == "reference":
-        return reference.similarity_map(
-            sr, hr, data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
+    config = check_config(
+        DEFAULTS._replace(
+            data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding
         )
-    return autograd.similarity(sr, hr, config)
+    )
+    check_images(sr, hr)
+    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
+    return implementation.similarity_map(sr, hr, config)
 
 
 @torch.no_grad()
@@ -127,16 +136,16 @@ def attention_map(
     hr: Tensor,
     step: float | Tensor,
     *,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-    gamma: float = 2.0,
-    mu: float = -1.0,
-    data_range: float = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "zeros",
+    alpha: float = DEFAULTS.alpha,
+    beta: float = DEFAULTS.beta,
+    gamma: float = DEFAULTS.gamma,
+    mu: float = DEFAULTS.mu,
+    data_range: float = DEFAULTS.data_range,
+    window_size: int = DEFAULTS.window_size,
+    sigma: float = DEFAULTS.sigma,
+    k1: float = DEFAULTS.k1,
+    k2: float = DEFAULTS.k2,
+    padding: str = DEFAULTS.padding,
     backend: str = "auto",
 ) -> Tensor:
     """The attention map M_a: the weight that :func:`pspl_loss` gives to each pixel and channel (Eq. 6 to 8).
@@ -146,21 +155,21 @@ def attention_map(
     Returns:
         A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.
     """
-    constants = {
-        "alpha": alpha,
-        "beta": beta,
-        "gamma": gamma,
-        "mu": mu,
-        "data_range": data_range,
-        "window_size": window_size,
-        "sigma": sigma,
-        "k1": k1,
-        "k2": k2,
-        "padding": padding,
-    }
-    config = check_config(**constants)
+    config = check_config(
+        DEFAULTS._replace(
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            mu=mu,
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+        )
+    )
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    if choose_backend(backend, sr.device) == "reference":
-        return reference.attention_map(sr, hr, step, **constants)
-    return autograd.attention(sr, hr, step, config)
+    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
+    return implementation.attention_map(sr, hr, step, config)

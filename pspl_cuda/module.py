@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import MOST_CALLS, check_config, check_count, check_flag, check_images, check_scalar, check_step
-from .functional import checked_loss
-from .ops import check_backend, choose_backend
+from ._library import check_backend
+from .config import DEFAULTS, MAX_COUNT, Config, check_config, check_count, check_flag, check_scalar
+from .functional import loss as functional_loss
 from .stats import PSPLStats
 
 
-class PSPLLoss(nn.Module):
-    """:func:`pspl_cuda.pspl_loss` as a module that knows how far training is.
+class _Constant:
+    """An attribute of PSPLLoss for one field of its Config: assigning it checks the value and takes effect."""
 
-    No training framework tells its losses the iteration, so the module counts its calls: the first call in training mode is
-    iteration 1, and Eq. 8's step is ``iteration / iterations_per_step``. In eval mode it uses the current step without
-    advancing. The count lives on the CPU and is neither parameter nor buffer: it never waits for a device, is untouched by
-    ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and travels in ``state_dict`` as extra state. A
-    checkpoint without it loads, and leaves the count alone. A captured CUDA graph replays the step it was captured with:
-    pass ``step`` as a tensor there.
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: PSPLLoss | None, owner: type | None = None) -> Any:
+        return self if module is None else getattr(module.config, self.name)
+
+    def __set__(self, module: PSPLLoss, value: Any) -> None:
+        module.config = check_config(module.config._replace(**{self.name: value}))
+
+
+class PSPLLoss(nn.Module):
+    """:func:`pspl_cuda.pspl_loss` as a module that follows the training schedule.
+
+    The module counts its calls: the first call in training mode is iteration 1, and Eq. 8's step is
+    ``iteration / iterations_per_step``. In eval mode it uses the current step without advancing. A call that raises does not
+    count. The count lives on the CPU and is neither parameter nor buffer: it never waits for a device, is not changed by
+    ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and is saved in ``state_dict`` as extra state. A
+    checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with: pass
+    ``step`` as a tensor there. Threads that call one module at the same time may lose counts: give each its own.
 
     Args:
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction, return_stats,
@@ -30,7 +45,7 @@ class PSPLLoss(nn.Module):
         iterations_per_step: iterations that make one unit of Eq. 8's step. The authors' unit is 1000.
         calls_per_iteration: calls that make one iteration: micro-batches under gradient accumulation, or several outputs that
             call the loss one by one.
-        start_iteration: iterations already done, for resuming where loss state is not saved: the next call is
+        start_iteration: iterations already done, for resuming where the loss's state is not saved: the next call is
             ``start_iteration + 1``.
 
     Shape:
@@ -42,22 +57,26 @@ class PSPLLoss(nn.Module):
         RuntimeError: an explicit ``backend`` that is not built.
     """
 
+    alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
+    distance, eps, reduction = _Constant(), _Constant(), _Constant()
+    data_range, window_size, sigma, k1, k2, padding = (_Constant() for _ in range(6))
+
     def __init__(
         self,
         *,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        gamma: float = 2.0,
-        mu: float = -1.0,
-        distance: str = "l1",
-        data_range: float = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "zeros",
-        eps: float = 1e-3,
-        reduction: str = "mean",
+        alpha: float = DEFAULTS.alpha,
+        beta: float = DEFAULTS.beta,
+        gamma: float = DEFAULTS.gamma,
+        mu: float = DEFAULTS.mu,
+        distance: str = DEFAULTS.distance,
+        data_range: float = DEFAULTS.data_range,
+        window_size: int = DEFAULTS.window_size,
+        sigma: float = DEFAULTS.sigma,
+        k1: float = DEFAULTS.k1,
+        k2: float = DEFAULTS.k2,
+        padding: str = DEFAULTS.padding,
+        eps: float = DEFAULTS.eps,
+        reduction: str = DEFAULTS.reduction,
         return_stats: bool = False,
         backend: str = "auto",
         loss_weight: float = 1.0,
@@ -67,7 +86,7 @@ class PSPLLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.config = check_config(
-            alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction
+            Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
         )
         check_backend(backend)
         self.backend = backend
@@ -75,28 +94,24 @@ class PSPLLoss(nn.Module):
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
         self.calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
+        # A tensor, because torch.compile takes a module's integers for constants and would compile again at every call. Eager
+        # code reads and writes its memory: a tensor operation would be subject to ambient modes (FakeTensorMode, torch.func).
+        self._calls = torch.zeros((), dtype=torch.int64, device="cpu")
         self.iteration = start_iteration
 
     @property
     def iteration(self) -> int:
         """Iterations begun so far. Settable: after ``loss.iteration = n`` the next training call is iteration n + 1."""
-        return -(-int(self._calls) // self.calls_per_iteration)
+        return -(-self._count.value // self.calls_per_iteration)
 
     @iteration.setter
     def iteration(self, value: int) -> None:
-        most = MOST_CALLS // self.calls_per_iteration
-        self._set_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
+        most = MAX_COUNT // self.calls_per_iteration
+        self._count.value = check_count("iteration", value, least=0, most=most) * self.calls_per_iteration
 
-    def _set_calls(self, calls: int) -> None:
-        # A tensor, although a plain integer would do in eager mode: torch.compile takes a module's integers for constants, and
-        # would compile again at every call.
-        self._calls = torch.tensor(calls, dtype=torch.int64, device="cpu")
-
-    def _current_step(self) -> float | Tensor:
-        if not torch.compiler.is_compiling():
-            return self.step
-        iteration = -(-self._calls // self.calls_per_iteration)
-        return iteration.to(torch.float64) / self.iterations_per_step
+    @property
+    def _count(self) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self._calls.data_ptr())
 
     @property
     def step(self) -> float:
@@ -105,7 +120,7 @@ class PSPLLoss(nn.Module):
 
     @property
     def delta(self) -> float:
-        """Eq. 8's width of the attention at the current iteration."""
+        """Eq. 8's delta, the width of the attention, at the current iteration."""
         return self.config.alpha * self.step + self.config.beta
 
     def forward(
@@ -116,29 +131,32 @@ class PSPLLoss(nn.Module):
     ) -> Tensor | tuple[Tensor, PSPLStats | list[PSPLStats]]:
         """Return ``loss_weight`` times the loss; with ``return_stats`` also the statistics (a list for several outputs).
 
-        A given ``step`` is used as it stands, and the count stays where it is.
+        A given ``step`` is used as it stands, and the count does not change.
         """
-        if step is None:
-            if self.training:
-                self._calls = self._calls + 1
-            step = self._current_step()
+        if step is not None:
+            return self._loss(sr, hr, step)
+        advance = 1 if self.training else 0
+        if torch.compiler.is_compiling():
+            calls = self._calls + advance
+            iteration = -(-calls // self.calls_per_iteration)
+            result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
+            self._calls = calls
+            return result
+        count = self._count.value + advance
+        result = self._loss(sr, hr, -(-count // self.calls_per_iteration) / self.iterations_per_step)
+        self._count.value = count
+        return result
+
+    @property
+    def _applied_weight(self) -> float:
+        return self.loss_weight
+
+    def _loss(self, sr: Tensor | Sequence[Tensor], hr: Tensor | Sequence[Tensor], step: float | Tensor) -> Any:
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
-        loss = self._one(sr, hr, step)
-        if self.return_stats:
-            return self._weighted(loss[0]), loss[1]
-        return self._weighted(loss)
+        return functional_loss(sr, hr, step, self.config, self.return_stats, self.backend, self._applied_weight)
 
-    def _one(self, sr: Tensor, hr: Tensor, step: float | Tensor) -> Tensor | tuple[Tensor, PSPLStats]:
-        check_images(sr, hr)
-        step = check_step(step, sr.device)
-        backend = choose_backend(self.backend, sr.device)
-        return checked_loss(sr, hr, step, self.config, self.return_stats, backend)
-
-    def _weighted(self, loss: Tensor) -> Tensor:
-        return loss if self.loss_weight == 1 else self.loss_weight * loss
-
-    def _several(self, sr: Sequence[Tensor], hr: Sequence[Tensor], step: float | Tensor):
+    def _several(self, sr: Any, hr: Any, step: float | Tensor) -> Any:
         if not isinstance(sr, (list, tuple)) or not isinstance(hr, (list, tuple)) or len(sr) != len(hr) or not sr:
             described = [f"{len(x)} tensors" if isinstance(x, (list, tuple)) else type(x).__name__ for x in (sr, hr)]
             raise ValueError(
@@ -148,21 +166,54 @@ class PSPLLoss(nn.Module):
             raise ValueError(
                 "reduction is 'none', which gives one map per output; expected 'mean' or 'sum' for several."
             )
-        terms = [self._one(*pair, step) for pair in zip(sr, hr, strict=True)]
+        terms = [self._loss(*pair, step) for pair in zip(sr, hr, strict=True)]
         if self.return_stats:
-            return self._weighted(sum(loss for loss, _ in terms)), [stats for _, stats in terms]
-        return self._weighted(sum(terms))
+            return sum(loss for loss, _ in terms), [stats for _, stats in terms]
+        return sum(terms)
 
     def get_extra_state(self) -> Tensor:
-        """The count of calls, int64. A tensor, because frameworks call ``.cpu()`` on what they find in a state dict."""
-        return self._calls.clone()
+        """``[iteration, calls made in it, calls_per_iteration]``, int64. A tensor, because frameworks move a state dict's values
+        to the CPU."""
+        calls, per_iteration = self._count.value, self.calls_per_iteration
+        state = torch.empty(3, dtype=torch.int64, device="cpu")
+        state_memory = (ctypes.c_int64 * 3).from_address(state.data_ptr())
+        state_memory[:] = [self.iteration, calls - max(self.iteration - 1, 0) * per_iteration, per_iteration]
+        return state
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self._set_calls(check_count("the saved count of calls", int(state), least=0))
+    def set_extra_state(self, state: Any) -> None:
+        """Continue after the saved iteration, also with another ``calls_per_iteration``."""
+        try:
+            values = [int(value) for value in state.reshape(-1)]
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise self._malformed(state) from error
+        if len(values) == 1:  # written by 0.1.0: the number of calls
+            self._count.value = check_count("the saved count of calls", values[0], least=0)
+        elif len(values) == 3:
+            iteration, calls, per_iteration = values
+            self.iteration = iteration
+            if iteration > 0 and 0 < calls <= per_iteration == self.calls_per_iteration:
+                self._count.value -= per_iteration - calls
+        else:
+            raise self._malformed(state)
+
+    @staticmethod
+    def _malformed(state: Any) -> ValueError:
+        described = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        return ValueError(
+            f"The saved state of PSPLLoss is {described}; expected the int64 tensor that its state_dict() holds under "
+            "'_extra_state'. Remove that key from the checkpoint and pass start_iteration instead."
+        )
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -176,7 +227,7 @@ class PSPLLoss(nn.Module):
         changed = [
             f"{name}={value!r}"
             for name, value in self.config._asdict().items()
-            if value != self.config._field_defaults[name]
+            if value != getattr(DEFAULTS, name)
         ]
         if self.loss_weight != 1:
             changed.append(f"loss_weight={self.loss_weight:g}")

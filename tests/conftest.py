@@ -1,25 +1,31 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import backends
+pytest.register_assert_rewrite("helpers")
+# For the benchmarks package. At the end, so that the installed pspl_cuda is tested and not the one in the source folder.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from helpers import backends  # noqa: E402
 
 # An override in the shell must not decide what the tests of "auto" see.
 os.environ.pop("PSPL_BACKEND", None)
 
 
 def _choose_hypothesis_profile():
-    """What hypothesis draws is the same at every run, so that a failure is about the change at hand.
+    """By default, hypothesis draws the same examples in every run, so that a new failure comes from the change at hand.
 
-    HYPOTHESIS_PROFILE=thorough looks for what nobody has found yet: twenty times as many examples, other ones each time.
+    HYPOTHESIS_PROFILE=thorough draws twenty times as many examples, different ones in each run.
     """
     try:
         from hypothesis import HealthCheck, settings
-    except ImportError:  # the check on a GPU machine runs what it can
+    except ImportError:  # benchmarks/gpu_check.py runs the other tests without it
         return
     common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
     settings.register_profile("default", max_examples=25, derandomize=True, database=None, **common)
@@ -35,7 +41,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What is marked large runs only for who asks for it with -m."""
+    """Skip tests marked large unless -m names the mark."""
     if "large" in config.option.markexpr:
         return
     skip = pytest.mark.skip(reason="needs many gigabytes of memory: run with -m large")
@@ -46,12 +52,14 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_header(config):
     state = {name: backends.why_not(name) or "yes" for name in backends.selected()}
+    for name in set(state) - set(backends.collected()):
+        state[name] += ", not collected"
     return "pspl_cuda backends: " + "; ".join(f"{name}: {why}" for name, why in state.items())
 
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", backends.selected(), indirect=True)
+        metafunc.parametrize("backend", backends.collected(), indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +69,7 @@ def _backends():
 
 @pytest.fixture
 def backend(request, _backends):
-    """Everything that computes PSPL, one after the other; what is not there is skipped with the reason."""
+    """Each collected backend in turn; one that is unavailable is skipped with the reason."""
     name = request.param
     why_not = backends.why_not(name)
     if why_not:
@@ -73,9 +81,9 @@ def backend(request, _backends):
 
 @pytest.fixture
 def fused(backend):
-    """The backends that are kernels."""
+    """The backends that are fused kernels."""
     if not backend.fused:
-        pytest.skip("a promise of the fused kernels only")
+        pytest.skip("only the fused kernels promise this")
     return backend
 
 
@@ -86,7 +94,7 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _default_threads():
-    """A test that changes torch's thread count must not change it for the others."""
+    """Restore torch's thread count, which some tests change."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

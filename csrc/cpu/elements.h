@@ -1,7 +1,14 @@
 // How pixels are stored, and the way from there to the compute type and back. Plain integer code that the compiler
 // turns into vectors by itself: 16-bit floats need no instruction set of their own.
-//
-// Included inside the namespace of one instruction set (kernel.h).
+#pragma once
+
+#include <cstdint>
+
+#include "../pspl_params.h"
+#include "instruction_set.h"
+
+namespace pspl::cpu::PSPL_ISA {
+namespace {
 
 struct Half {
   uint16_t bits;
@@ -92,3 +99,6 @@ PSPL_INLINE auto with_element(DType dtype, Visit visit) {
       return visit(static_cast<float*>(nullptr));
   }
 }
+
+}  // namespace
+}  // namespace pspl::cpu::PSPL_ISA

@@ -1,4 +1,10 @@
-// Whatever the compiler may assume of every processor: SSE2, NEON.
+// What the compiler may assume of every processor: SSE2, NEON.
 #define PSPL_ISA baseline
 #define PSPL_VECTOR_BYTES 16
-#include "kernel.h"
+#include "backward_kernel.h"
+#include "forward_kernel.h"
+#include "kernel_table.h"
+
+namespace pspl::cpu::baseline {
+const KernelTable kernels = {&forward<float>, &forward<double>, &backward<float>, &backward<double>};
+}

@@ -1,22 +1,35 @@
 // From the user's memory to rows of s = x + y and d = x - y, with their halo: the only place that knows of dtypes,
 // strides and padding.
-//
-// Included inside the namespace of one instruction set (kernel.h).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../pspl_math.h"
+#include "../pspl_params.h"
+#include "aligned_buffer.h"
+#include "elements.h"
+#include "instruction_set.h"
+#include "simd.h"
+#include "tiling.h"
+
+namespace pspl::cpu::PSPL_ISA {
+namespace {
 
 // count pixels of a row from an element on, in the compute type: the user's memory itself where it is that already.
 template <typename T>
-const T* pixels(const Input& input, int64_t index, int count, T* scratch) {
-  const int64_t stride = input.stride.column;
-  return with_element(input.dtype, [&](auto* type) -> const T* {
+const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
+  const int64_t stride = image.strides.column;
+  return with_element(image.dtype, [&](auto* type) -> const T* {
     using E = std::remove_pointer_t<decltype(type)>;
-    const E* from = static_cast<const E*>(input.data) + index;
+    const E* from = static_cast<const E*>(image.data) + index;
     if (stride == 1) {
       if constexpr (std::is_same_v<E, T>) return from;
-      for (int i = 0; i < count; ++i) scratch[i] = T(widen(from[i]));
+      for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i]));
     } else {
-      for (int i = 0; i < count; ++i) scratch[i] = T(widen(from[i * stride]));
+      for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i * stride]));
     }
-    return scratch;
+    return buffer;
   });
 }
 
@@ -36,15 +49,15 @@ class RowReader {
   using V = Vec<T, kLanes>;
 
  public:
-  RowReader(const Params<T>& params, const Tile& tile, int radius)
+  RowReader(const ForwardParams<T>& params, const Tile& tile, int radius)
       : p_(params),
         radius_(radius),
         first_(tile.left > radius ? -radius : -tile.left),
         last_((params.width - tile.right > radius ? tile.right + radius : params.width) - tile.left),
-        sr_index_(tile.offset(params.sr.stride) + (tile.left + first_) * params.sr.stride.column),
-        hr_index_(tile.offset(params.hr.stride) + (tile.left + first_) * params.hr.stride.column),
-        sr_scratch_(last_ - first_),
-        hr_scratch_(last_ - first_),
+        sr_index_(tile.offset(params.sr.strides) + (tile.left + first_) * params.sr.strides.column),
+        hr_index_(tile.offset(params.hr.strides) + (tile.left + first_) * params.hr.strides.column),
+        sr_buffer_(last_ - first_),
+        hr_buffer_(last_ - first_),
         source_(2 * radius + 1) {
     if (params.padding == Padding::kZeros) return;
     const int columns = tile.right - tile.left;
@@ -66,10 +79,10 @@ class RowReader {
       return;
     }
     const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
-    prefetch(p_.sr.data, sr_index_ + ahead * p_.sr.stride.row, p_.sr.stride.column, count, size_of(p_.sr.dtype));
-    prefetch(p_.hr.data, hr_index_ + ahead * p_.hr.stride.row, p_.hr.stride.column, count, size_of(p_.hr.dtype));
-    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.stride.row, count, sr_scratch_.get()) - first_;
-    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.stride.row, count, hr_scratch_.get()) - first_;
+    prefetch(p_.sr.data, sr_index_ + ahead * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
+    prefetch(p_.hr.data, hr_index_ + ahead * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
+    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, count, sr_buffer_.get()) - first_;
+    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, count, hr_buffer_.get()) - first_;
     combine(sr, hr, s, d);
     // What stands beside the image is always within the columns just read: the padding mirrors at most radius columns,
     // or the whole row if it is shorter than that.
@@ -101,15 +114,19 @@ class RowReader {
     combine_vector(last_ - kLanes);
   }
 
-  const Params<T>& p_;
+  const ForwardParams<T>& p_;
   const int radius_;
   const int first_;  // columns [first_, last_) are inside the image and at most radius beside the tile
   const int last_;
   const int64_t sr_index_;  // the element at row 0, column first_
   const int64_t hr_index_;
-  const Scratch<T> sr_scratch_;
-  const Scratch<T> hr_scratch_;
-  const Scratch<int> source_;  // where the columns outside the image come from: left_ ones before it, right_ behind
+  const AlignedBuffer<T> sr_buffer_;
+  const AlignedBuffer<T> hr_buffer_;
+  const AlignedBuffer<int>
+      source_;  // where the columns outside the image come from: left_ ones before it, right_ behind
   int left_ = 0;
   int right_ = 0;
 };
+
+}  // namespace
+}  // namespace pspl::cpu::PSPL_ISA

@@ -1,24 +1,24 @@
-// Which kernel a call gets: the strip kernel of its element type, or the direct one.
-#include "direct_kernel.cuh"
-#include "launch.h"
-#include "start.cuh"
+// Dispatch of the forward pass: the strip kernel of the call's element type, or the generic kernel.
+#include "generic_forward.cuh"
 #include "strip_launch.cuh"
 
 namespace pspl::cuda {
 
-// Instantiated in strips_*.cu.
-extern template cudaError_t launch_strips<float, float>(const Params<float>&, const Scratch&, int, cudaStream_t);
-extern template cudaError_t launch_strips<float, __half>(const Params<float>&, const Scratch&, int, cudaStream_t);
-extern template cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int,
-                                                                cudaStream_t);
-extern template cudaError_t launch_strips<float, AnyType>(const Params<float>&, const Scratch&, int, cudaStream_t);
-extern template cudaError_t launch_strips<double, AnyType>(const Params<double>&, const Scratch&, int, cudaStream_t);
+// Instantiated in instances/.
+#define PSPL_DECLARE_STRIPS(T, E) \
+  extern template cudaError_t launch_strips<T, E>(const ForwardParams<T>&, const Workspace&, int, cudaStream_t)
+PSPL_DECLARE_STRIPS(float, float);
+PSPL_DECLARE_STRIPS(float, __half);
+PSPL_DECLARE_STRIPS(float, __nv_bfloat16);
+PSPL_DECLARE_STRIPS(float, AnyType);
+PSPL_DECLARE_STRIPS(double, AnyType);
+#undef PSPL_DECLARE_STRIPS
 
 namespace {
 
 // Calls use(E{}) with the element type that both images share, or with AnyType.
 template <typename T, typename Use>
-auto with_element_type(const Params<T>& p, Use use) {
+auto with_element_type(const ForwardParams<T>& p, Use use) {
   if constexpr (sizeof(T) == 4) {
     if (p.sr.dtype == p.hr.dtype) {
       if (p.sr.dtype == DType::kFloat32) return use(float{});
@@ -30,50 +30,42 @@ auto with_element_type(const Params<T>& p, Use use) {
 }
 
 template <typename T>
-DirectPlan plan_direct(const Params<T>& p) {
+GenericPlan plan_generic(const ForwardParams<T>& p) {
   return {static_cast<uint32_t>((p.width + kThreads - 1) / kThreads),
-          static_cast<uint32_t>((p.height + kDirectRows - 1) / kDirectRows)};
+          static_cast<uint32_t>((p.height + kGenericRows - 1) / kGenericRows)};
 }
 
 template <typename T>
-int64_t direct_blocks(const Params<T>& p) {
-  const DirectPlan plan = plan_direct(p);
+int64_t generic_blocks(const ForwardParams<T>& p) {
+  const GenericPlan plan = plan_generic(p);
   return p.planes() * plan.across * plan.down;
-}
-
-// The direct kernel's indices are 32 bits wide within a plane, and so is the grid: more than 10^12 pixels.
-template <typename T>
-bool has_direct_kernel(const Params<T>& p) {
-  constexpr int64_t kLimit = int64_t{1} << 30;
-  return p.height < kLimit && p.width < kLimit && p.planes() < kLimit && direct_blocks(p) < kLimit;
 }
 
 }  // namespace
 
 template <typename T>
-int64_t forward_partials(const Params<T>& params, int multiprocessors) {
+int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors) {
   return with_element_type(params, [&](auto element) -> int64_t {
-    using E = decltype(element);
-    const bool strips = has_strip_kernel<T, E>(params);
-    return kMaxSums * (strips ? strip_blocks(plan_strips<T, E>(params, multiprocessors)) : direct_blocks(params));
+    const bool strips = has_strip_kernel<T, decltype(element)>(params);
+    return kNumSums * (strips ? strip_blocks(plan_strips(params, multiprocessors)) : generic_blocks(params));
   });
 }
 
 template <typename T>
-cudaError_t forward(const Params<T>& params, const Scratch& scratch, int multiprocessors, cudaStream_t stream) {
+cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, int multiprocessors,
+                    cudaStream_t stream) {
   return with_element_type(params, [&](auto element) {
     using E = decltype(element);
-    if (has_strip_kernel<T, E>(params)) return launch_strips<T, E>(params, scratch, multiprocessors, stream);
-    if (!has_direct_kernel(params)) return cudaErrorInvalidConfiguration;
-    const Workspace workspace{scratch.partials, scratch.ticket};
-    const auto blocks = static_cast<unsigned>(direct_blocks(params));
-    return start(&direct_kernel<T>, blocks, sizeof(DirectShared), stream, params, plan_direct(params), workspace);
+    if (has_strip_kernel<T, E>(params)) return launch_strips<T, E>(params, workspace, multiprocessors, stream);
+    const int64_t blocks = generic_blocks(params);
+    if (!has_short_indices(params, blocks)) return cudaErrorInvalidConfiguration;
+    return launch(&generic_forward<T>, blocks, sizeof(GenericShared), stream, params, plan_generic(params), workspace);
   });
 }
 
-template int64_t forward_partials<float>(const Params<float>&, int);
-template int64_t forward_partials<double>(const Params<double>&, int);
-template cudaError_t forward<float>(const Params<float>&, const Scratch&, int, cudaStream_t);
-template cudaError_t forward<double>(const Params<double>&, const Scratch&, int, cudaStream_t);
+template int64_t workspace_size<float>(const ForwardParams<float>&, int);
+template int64_t workspace_size<double>(const ForwardParams<double>&, int);
+template cudaError_t forward<float>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t);
+template cudaError_t forward<double>(const ForwardParams<double>&, const Workspace&, int, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -1,5 +1,5 @@
-// What ops_cuda.cpp may call: the CUDA kernels behind plain structs and a stream. A launcher returns the launch's
-// status; it neither allocates nor waits.
+// The interface of the CUDA kernels: plain structs and a stream. A launcher returns the status of its launch; it
+// neither allocates nor waits.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,20 +8,21 @@
 
 namespace pspl::cuda {
 
-// Memory that a launch needs besides its outputs.
-struct Scratch {
-  double* partials;  // forward_partials() of them, uninitialised
-  unsigned* ticket;  // one, 0 before the launch and again after it
+// Memory that a forward launch needs besides its outputs.
+struct Workspace {
+  double* partials;  // [workspace_size()], uninitialised
+  unsigned* ticket;  // one, 0 before the launch and after it; launches that share it follow one another on one stream
 };
 
-// How many partial sums forward() will write on a device with this many multiprocessors.
+// The number of partial sums that forward() writes on a device with this many multiprocessors.
 template <typename T>
-int64_t forward_partials(const Params<T>& params, int multiprocessors);
+int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors);
 
 template <typename T>
-cudaError_t forward(const Params<T>& params, const Scratch& scratch, int multiprocessors, cudaStream_t stream);
+cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, int multiprocessors,
+                    cudaStream_t stream);
 
 template <typename T>
-cudaError_t scale(const ScaleParams<T>& params, cudaStream_t stream);
+cudaError_t backward(const BackwardParams<T>& params, cudaStream_t stream);
 
 }  // namespace pspl::cuda

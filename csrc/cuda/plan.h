@@ -1,18 +1,25 @@
-// How a launch is cut into blocks: host arithmetic only.
+// How a forward launch is cut into strips: host arithmetic only.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "../pspl_params.h"
-
 namespace pspl::cuda {
 
-// What the choice of strip height rests on. A multiprocessor's time is modelled as (warps it gets, but at least
-// kBusyWarps: fewer do not fill the pipelines) x (rows a warp walks, halo included).
+// A multiprocessor's time is modelled as (warps it gets, but at least kBusyWarps: fewer do not fill the pipelines) x
+// (rows a warp walks, halo included).
 constexpr int kBusyWarps = 8;
 constexpr int kMinStripRows = 8;
 constexpr int kMaxCuts = 512;  // strip heights that are tried
+
+// Strips of `rows` rows, `across` side by side and `down` below one another in each plane. Channels follow one another
+// first, so that the warps of a block read the same cache lines if the image is channels_last.
+struct StripPlan {
+  uint32_t strips;
+  uint32_t across;
+  uint32_t down;
+  int32_t rows;
+};
 
 // Rows per strip for `columns` strips side by side over all planes, each `height` rows high.
 inline int strip_rows(int64_t columns, int height, int radius, int warps_per_block, int multiprocessors) {

@@ -1,34 +1,22 @@
-// The sums of a launch, added in an order that does not depend on which block finishes when: no atomics on floats, so
-// the loss is bitwise repeatable, and no second launch.
+// The sums of a launch, added in an order that does not depend on which block finishes when: no float atomics, so the
+// loss is bitwise repeatable, and no second launch.
 #pragma once
 
-#include "device.cuh"
+#include "launch.h"
+#include "primitives.cuh"
 
 namespace pspl::cuda {
 
-// The loss, and behind it the statistics when they are asked for.
-constexpr int kMaxSums = 1 + kNumStats;
-
-struct Workspace {
-  double* partials;  // [kMaxSums][gridDim.x]; every entry that is read was written by this launch
-  unsigned* ticket;  // 0 before and after each launch; launches that share it must follow one another on one stream
-};
-
-template <typename T, int kSums>
+// One thread's share of the first kCount sums of enum Sum.
+template <typename T, int kCount>
 struct Sums {
-  T value[kSums] = {};
+  T value[kCount] = {};
 };
 
 struct ReduceShared {
-  double warp[kMaxSums][kWarps];
+  double warp[kNumSums][kWarps];
   bool is_last;
 };
-
-__device__ inline double warp_sum(double value) {
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  return value;
-}
 
 // The block's sum of value, on thread 0.
 __device__ inline double block_sum(double value, double (&warp)[kWarps]) {
@@ -42,14 +30,14 @@ __device__ inline double block_sum(double value, double (&warp)[kWarps]) {
   return total;
 }
 
-// Every thread of every block calls this once, at the end.
-template <typename T, int kSums>
-__device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums, const Workspace& workspace,
+// Every thread of every block calls this once, at the end. workspace.partials is [kCount][gridDim.x].
+template <typename T, int kCount>
+__device__ void reduce_and_store(const ForwardParams<T>& p, const Sums<T, kCount>& sums, const Workspace& workspace,
                                  ReduceShared& shared) {
   if (p.loss == nullptr && p.stats == nullptr) return;
   const unsigned blocks = gridDim.x;
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     const double total = block_sum(static_cast<double>(sums.value[i]), shared.warp[i]);
     if (threadIdx.x == 0) workspace.partials[static_cast<int64_t>(i) * blocks + blockIdx.x] = total;
   }
@@ -64,7 +52,7 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
   __syncthreads();
   if (!shared.is_last) return;
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     double value = 0;
     for (unsigned block = threadIdx.x; block < blocks; block += kThreads) {
       // Past L1, which is not coherent with what other blocks wrote.
@@ -73,9 +61,7 @@ __device__ void reduce_and_store(const Params<T>& p, const Sums<T, kSums>& sums,
     // shared.warp[i] was last read by thread 0 before the barrier above.
     const double total = block_sum(value, shared.warp[i]);
     if (threadIdx.x == 0) {
-      if (i == 0 && p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
-      // Divided, not scaled: the mean of n ones is 1.
-      if (i > 0 && p.stats != nullptr) p.stats[i - 1] = static_cast<T>(total / static_cast<double>(p.numel()));
+      store_sum(p, i, total);
     }
   }
 }

@@ -21,8 +21,9 @@ class PSPLLoss(ResumingLoss):
         black, white = torch.zeros(1, 1, 1, 1, device="cpu"), torch.ones(1, 1, 1, 1, device="cpu")
         self.weighted_by_loop = LOSS_REGISTRY.get("L1Loss")(loss_weight=2.0)(black, white).item() == 1
 
-    def _weighted(self, loss):
-        return loss if self.weighted_by_loop else super()._weighted(loss)
+    @property
+    def _applied_weight(self) -> float:
+        return 1.0 if self.weighted_by_loop else self.loss_weight
 
 
 register(LOSS_REGISTRY, PSPLLoss)

@@ -1,0 +1,37 @@
+// The operators on CPU tensors.
+#include "../cpu/dispatch.h"
+#include "operators.h"
+
+PSPL_EMPTY_MODULE(_cpu)
+
+namespace pspl {
+namespace {
+
+void run_jobs(int64_t jobs, void (*body)(void* context, int64_t job), void* context) {
+  torch::stable::parallel_for(0, jobs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) body(context, job);
+  });
+}
+
+struct CpuBackend {
+  template <typename T>
+  static void forward(const ForwardParams<T>& params, const Tensor&) {
+    cpu::forward<T>(params, run_jobs);
+  }
+
+  template <typename T>
+  static void backward(const BackwardParams<T>& params, const Tensor&) {
+    cpu::backward<T>(params, run_jobs);
+  }
+};
+
+std::string cpu_instruction_set() { return cpu::instruction_set(); }
+
+}  // namespace
+}  // namespace pspl
+
+STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CPU, library) { PSPL_BIND_OPERATORS(library, ::pspl::CpuBackend); }
+
+STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CompositeExplicitAutograd, library) {
+  library.impl("cpu_instruction_set", TORCH_BOX(&::pspl::cpu_instruction_set));
+}

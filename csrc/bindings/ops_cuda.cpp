@@ -1,0 +1,84 @@
+// The operators on CUDA tensors: device guard, current stream, workspace from torch's allocator, launch check.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <map>
+#include <mutex>
+
+#include "../cuda/launch.h"
+#include "operators.h"
+
+PSPL_EMPTY_MODULE(_cuda)
+
+namespace pspl {
+namespace {
+
+void check(cudaError_t status, const Tensor& on_device) {
+  if (status == cudaSuccess) return;
+  if (status == cudaErrorNoKernelImageForDevice) {
+    int major = 0;
+    int minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on_device.get_device());
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on_device.get_device());
+    STD_TORCH_CHECK(false, "pspl_cuda holds no kernel for this device, which is sm_", major, minor,
+                    " (pspl_cuda.backend_info() lists what was built). Reinstall with TORCH_CUDA_ARCH_LIST=", major,
+                    ".", minor, ".");
+  }
+  STD_TORCH_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".");
+}
+
+cudaStream_t current_stream(const Tensor& on_device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on_device.get_device(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// The counter that tells the last block of a launch that it is the last. A launch leaves it at 0, so launches that
+// follow one another on a stream share one. A captured graph may be replayed on any stream, beside others: it gets a
+// counter of its own, zeroed in the graph.
+Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
+  const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), on_device);
+  if (capture != cudaStreamCaptureStatusNone) return fresh();
+
+  using Key = std::pair<int, cudaStream_t>;
+  // Never destroyed: at exit, torch's allocator may be gone before it.
+  static auto& tickets = *new std::map<Key, Tensor>();
+  static auto& mutex = *new std::mutex();
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Key key{on_device.get_device(), stream};
+  auto found = tickets.find(key);
+  if (found == tickets.end()) found = tickets.emplace(key, fresh()).first;
+  return found->second;
+}
+
+struct CudaBackend {
+  template <typename T>
+  static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
+    const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
+    const cudaStream_t stream = current_stream(on_device);
+    int multiprocessors = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, on_device.get_device()), on_device);
+    if (params.loss == nullptr && params.stats == nullptr) {
+      check(cuda::forward<T>(params, {nullptr, nullptr}, multiprocessors, stream), on_device);
+      return;
+    }
+    Tensor partials = empty(on_device, {cuda::workspace_size<T>(params, multiprocessors)}, ScalarType::Double);
+    Tensor counter = ticket(on_device, stream);
+    const cuda::Workspace workspace{static_cast<double*>(partials.mutable_data_ptr()),
+                                    static_cast<unsigned*>(counter.mutable_data_ptr())};
+    check(cuda::forward<T>(params, workspace, multiprocessors, stream), on_device);
+  }
+
+  template <typename T>
+  static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
+    const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
+    check(cuda::backward<T>(params, current_stream(on_device)), on_device);
+  }
+};
+
+}  // namespace
+}  // namespace pspl
+
+STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CUDA, library) { PSPL_BIND_OPERATORS(library, ::pspl::CudaBackend); }

@@ -1,0 +1,52 @@
+// The backward pass: gradient = factor * grad_output * saved_gradient.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../pspl_params.h"
+#include "dispatch.h"
+#include "elements.h"
+#include "instruction_set.h"
+#include "tiling.h"
+
+namespace pspl::cpu::PSPL_ISA {
+namespace {
+
+constexpr int64_t kBackwardChunk = 1 << 16;  // elements of one job
+
+template <typename T>
+struct BackwardJobs {
+  const BackwardParams<T>& params;
+  const T factor;
+};
+
+template <typename T>
+void backward_job(void* context, int64_t job) {
+  const auto& jobs = *static_cast<const BackwardJobs<T>*>(context);
+  const BackwardParams<T>& p = jobs.params;
+  const T factor = jobs.factor;
+  const int64_t begin = job * kBackwardChunk;
+  const int64_t count = p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk;
+  const T* from = p.saved_gradient + begin;
+  with_element(p.dtype, [&](auto* type) {
+    using E = std::remove_pointer_t<decltype(type)>;
+    E* to = static_cast<E*>(p.gradient) + begin;
+    // The same memory or disjoint: no element depends on another.
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
+#pragma GCC ivdep
+#endif
+    for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(from[i] * factor);
+  });
+}
+
+template <typename T>
+void backward(const BackwardParams<T>& params, ParallelFor parallel_for) {
+  BackwardJobs<T> jobs{params, *params.grad_output * params.factor};
+  parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job<T>, &jobs);
+}
+
+}  // namespace
+}  // namespace pspl::cpu::PSPL_ISA

@@ -1,0 +1,88 @@
+// The fused forward kernel for every other window: one thread per pixel sums its K x K window. K^2 taps instead of 2 K,
+// but any K, and nothing to specialise.
+#pragma once
+
+#include "pixel.cuh"
+
+namespace pspl::cuda {
+
+struct GenericShared {
+  ReduceShared reduce;
+};
+
+// A block takes kThreads columns of kGenericRows rows.
+constexpr int kGenericRows = 8;
+
+struct GenericPlan {
+  uint32_t across;
+  uint32_t down;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    generic_forward(const __grid_constant__ ForwardParams<T> p, const GenericPlan plan, const Workspace workspace) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  auto& shared = *reinterpret_cast<GenericShared*>(shared_memory);
+  Sums<T, kNumSums> sums;
+
+  uint32_t block = blockIdx.x;
+  const int height = static_cast<int>(p.height);
+  const int width = static_cast<int>(p.width);
+  const int column = static_cast<int>(block % plan.across) * kThreads + threadIdx.x;
+  block /= plan.across;
+  const int first_row = static_cast<int>(block % plan.down) * kGenericRows;
+  block /= plan.down;
+  const uint32_t i2 = block % static_cast<uint32_t>(p.leading[2]);
+  block /= static_cast<uint32_t>(p.leading[2]);
+  const uint32_t i1 = block % static_cast<uint32_t>(p.leading[1]);
+  const uint32_t i0 = block / static_cast<uint32_t>(p.leading[1]);
+  const int end_row = column < width ? min(first_row + kGenericRows, height) : first_row;
+  const T inverse_delta = inverse_delta_of<DeviceMath>(p);
+  const Reader<T, AnyType> read_sr(p.sr);
+  const Reader<T, AnyType> read_hr(p.hr);
+  const int64_t sr_plane = p.sr.strides.plane_offset(i0, i1, i2);
+  const int64_t hr_plane = p.hr.strides.plane_offset(i0, i1, i2);
+  const auto sr_at = [&](int r, int c) { return read_sr(sr_plane + r * p.sr.strides.row + c * p.sr.strides.column); };
+  const auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.strides.row + c * p.hr.strides.column); };
+
+  for (int row = first_row; row < end_row; ++row) {
+    // Every window has its own pivot here: its centre. If that is NaN or Inf, so is the window.
+    const T difference = sr_at(row, column) - hr_at(row, column);
+    const T pivot = sr_at(row, column) + hr_at(row, column);
+    Moments<T> moments{};
+    moments.square_s = p.twice_c2;
+    for (int i = -p.radius; i <= p.radius; ++i) {
+      const int r = padded_index(row + i, height, p.padding);
+      Moments<T> line{};
+      for (int j = -p.radius; j <= p.radius; ++j) {
+        const int c = padded_index(column + j, width, p.padding);
+        const bool inside = r >= 0 && c >= 0;
+        const T x = inside ? sr_at(r, c) : T(0);
+        const T y = inside ? hr_at(r, c) : T(0);
+        const T s = (x + y) - pivot;
+        const T d = x - y;
+        const T tap = p.taps[j < 0 ? -j : j];
+        line.mean_s += tap * s;
+        line.mean_d += tap * d;
+        line.square_s += tap * (s * s);
+        line.square_d += tap * (d * d);
+      }
+      const T tap = p.taps[i < 0 ? -i : i];
+      moments.mean_s += tap * line.mean_s;
+      moments.mean_d += tap * line.mean_d;
+      moments.square_s += tap * line.square_s;
+      moments.square_d += tap * line.square_d;
+    }
+
+    const Strides& map = p.map.strides;
+    const int64_t map_offset = map.plane_offset(i0, i1, i2) + row * map.row + column * map.column;
+    const T gradient = emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, map_offset, sums);
+    if (p.gradient.data != nullptr) {
+      const Strides& out = p.gradient.strides;
+      p.gradient.data[out.plane_offset(i0, i1, i2) + row * out.row + column * out.column] = gradient;
+    }
+  }
+  reduce_and_store(p, sums, workspace, shared.reduce);
+}
+
+}  // namespace pspl::cuda

@@ -1,0 +1,172 @@
+// All code that only a device has: approximate instructions, warp shuffles, 16-bit conversions. No other file holds
+// assembly. The tests compile this directory with g++; the `emulation` functions then stand in for the instructions and
+// return the exact value moved by the error bound that each primitive states.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+#include "../pspl_math.h"
+
+namespace pspl::cuda {
+
+constexpr int kLanes = 32;
+constexpr int kWarps = 4;
+constexpr int kThreads = kLanes * kWarps;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// ---------------------------------------------------------------- approximate instructions
+//
+// Error bounds: PTX ISA, "Floating Point Instructions". Subnormal operands and results become zero (.ftz).
+
+// 1 / x within 1 ulp.
+__device__ __forceinline__ float rcp_approx(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulation::rcp_approx(x);
+#endif
+}
+
+// 2^x within 2 ulp.
+__device__ __forceinline__ float ex2_approx(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulation::ex2_approx(x);
+#endif
+}
+
+// 1 / sqrt(x) within 2 ulp (CUDA C++ Programming Guide, "Mathematical Functions": rsqrtf).
+__device__ __forceinline__ float rsqrt_approx(float x) {
+#if defined(__CUDACC__)
+  return rsqrtf(x);
+#else
+  return emulation::rsqrt_approx(x);
+#endif
+}
+
+// ---------------------------------------------------------------- the arithmetic that pspl_math.h asks for
+
+struct DeviceMath {
+  static __device__ __forceinline__ float select(bool condition, float a, float b) { return condition ? a : b; }
+  static __device__ __forceinline__ double select(bool condition, double a, double b) { return condition ? a : b; }
+
+  static __device__ __forceinline__ float absolute(float x) { return fabsf(x); }
+  static __device__ __forceinline__ double absolute(double x) { return fabs(x); }
+
+  static __device__ __forceinline__ float copy_sign(float magnitude, float sign) { return copysignf(magnitude, sign); }
+  static __device__ __forceinline__ double copy_sign(double magnitude, double sign) {
+    return copysign(magnitude, sign);
+  }
+
+  // max(x, least). NaN becomes `least`; see similarity().
+  static __device__ __forceinline__ float clamp_variance(float x, float least) { return fmaxf(x, least); }
+  static __device__ __forceinline__ double clamp_variance(double x, double least) { return fmax(x, least); }
+
+  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The approximate reciprocal may be
+  // 1 ulp too large, which would give a quotient of 1 + 2^-22: the factor removes that excess.
+  static __device__ __forceinline__ float normalized_difference(float a, float b) {
+    return fmaf(b * rcp_approx(a + b), -2.0f * (1.0f - 0x1p-22f), 1.0f);
+  }
+  static __device__ __forceinline__ double normalized_difference(double a, double b) {
+    return 1.0 - 2.0 * (b / (a + b));
+  }
+
+  // 1 / x, refined by one Newton step to about half an ulp. An exact division would be a function call.
+  static __device__ __forceinline__ float reciprocal(float x) {
+    const float rough = rcp_approx(x);
+    const float refined = fmaf(rough, fmaf(-x, rough, 1.0f), rough);
+    return refined == refined ? refined : rough;  // 0 and infinity have no refinement
+  }
+  static __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+
+  static __device__ __forceinline__ float exp2(float x) { return ex2_approx(x); }
+  static __device__ __forceinline__ double exp2(double x) { return ::exp2(x); }
+
+  static __device__ __forceinline__ float rsqrt(float x) { return rsqrt_approx(x); }
+  static __device__ __forceinline__ double rsqrt(double x) { return 1.0 / sqrt(x); }
+};
+
+// ---------------------------------------------------------------- warps
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+// ---------------------------------------------------------------- elements
+
+template <typename T>
+__device__ inline T convert(float value) {
+  return static_cast<T>(value);
+}
+template <typename T>
+__device__ inline T convert(double value) {
+  return static_cast<T>(value);
+}
+template <typename T>
+__device__ inline T convert(__half value) {
+  return static_cast<T>(__half2float(value));
+}
+template <typename T>
+__device__ inline T convert(__nv_bfloat16 value) {
+  return static_cast<T>(__bfloat162float(value));
+}
+
+// value rounded once, to nearest even.
+template <typename E, typename T>
+__device__ inline E round_to(T value) {
+  if constexpr (std::is_same_v<E, __half>) {
+    if constexpr (sizeof(T) == 8) return __double2half(value);
+    return __float2half_rn(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
+    if constexpr (sizeof(T) == 8) return __double2bfloat16(value);
+    return __float2bfloat16_rn(static_cast<float>(value));
+  } else {
+    return static_cast<E>(value);
+  }
+}
+
+// Element tag of images whose dtype is looked up at run time: mixed dtypes, and float64.
+struct AnyType {};
+
+// Reads the element of an image at an offset, in the compute type.
+template <typename T, typename E>
+struct Reader {
+  const E* data;
+  __device__ explicit Reader(const InputImage& image) : data(static_cast<const E*>(image.data)) {}
+  __device__ T operator()(int64_t offset) const { return convert<T>(data[offset]); }
+};
+
+template <typename T>
+struct Reader<T, AnyType> {
+  const void* data;
+  DType dtype;
+  __device__ explicit Reader(const InputImage& image) : data(image.data), dtype(image.dtype) {}
+  __device__ T operator()(int64_t offset) const {
+    switch (dtype) {
+      case DType::kFloat64:
+        return convert<T>(static_cast<const double*>(data)[offset]);
+      case DType::kFloat16:
+        return convert<T>(static_cast<const __half*>(data)[offset]);
+      case DType::kBFloat16:
+        return convert<T>(static_cast<const __nv_bfloat16*>(data)[offset]);
+      default:
+        return convert<T>(static_cast<const float*>(data)[offset]);
+    }
+  }
+};
+
+}  // namespace pspl::cuda

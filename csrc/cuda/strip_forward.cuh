@@ -1,0 +1,432 @@
+// The fused forward kernel for windows of 3 to 11: each warp walks one strip of columns down the rows.
+//
+//   global memory --(s, d) of row r and their squares--> shared memory --horizontal taps--> 4 moments of row r
+//                 --vertical taps--> 2 R partial sums per moment and column, in registers
+//                 --row r - R is complete--> M_s, M_a, gradient, sums
+//
+// Each row is read once, plus R rows of halo above and below the strip. The warps of a block share nothing until the
+// final sum, so a row costs one __syncwarp and no block barrier. The loads of the next row are in flight while the
+// current one is blurred.
+#pragma once
+
+#include "pixel.cuh"
+#include "plan.h"
+
+namespace pspl::cuda {
+
+// What a kernel may assume about the memory of its images. The common case in training has a kernel of its own.
+enum class Access {
+  kUnit,     // kSpaced, with column stride 1 in both images and two gradients that fit one aligned store
+  kSpaced,   // padding zeros, and offsets that fit 32 bits: the rest of channels_last, crops and views
+  kGeneral,  // everything
+};
+
+// A kernel is compiled for a compute type T, an element type E, a window radius R, and the two switches above.
+template <typename T_, typename E_, int kRadius_, Access kAccess_, Work kWork_>
+struct StripTraits {
+  using T = T_;
+  using E = E_;
+  static constexpr int kRadius = kRadius_;
+  static constexpr Access kAccess = kAccess_;
+  static constexpr Work kWork = kWork_;
+  static_assert(kRadius >= 1);
+
+  // 2 R partial sums of 4 moments for each column stay in registers: two columns in float32, one in float64.
+  static constexpr int kColumns = sizeof(T) == 4 ? 2 : 1;
+  static constexpr int kWidth = kLanes * kColumns;
+  // Columns of a row with its halo, and the loads per lane that fetch them.
+  static constexpr int kLoaded = kWidth + 2 * kRadius;
+  static constexpr int kLoads = (kLoaded + kLanes - 1) / kLanes;
+  // Columns that reach one lane's outputs, and how many of them one 16-byte load brings.
+  static constexpr int kReach = kColumns + 2 * kRadius;
+  static constexpr int kChunk = 16 / (2 * static_cast<int>(sizeof(T)));
+  static_assert(kReach % kChunk == 0);
+  static constexpr int kPitch = (kLoaded + kChunk - 1) / kChunk * kChunk;
+  // Rows in the ring of centre differences, which wait R rows for their windows to be complete.
+  static constexpr int kRing = kRadius + 1 <= 4 ? 4 : 8;
+  static_assert(kRing > kRadius && (kRing & (kRing - 1)) == 0);
+
+  static constexpr bool kZeros = kAccess != Access::kGeneral;
+  static constexpr bool kUnit = kAccess == Access::kUnit;
+  // Both gradients of a lane go out in one store.
+  static constexpr bool kPairStore = kUnit && kColumns == 2;
+  // An offset in an image, in elements. 32 bits save a register and an instruction for each of three images.
+  using Offset = std::conditional_t<kZeros, int32_t, int64_t>;
+};
+
+// ---------------------------------------------------------------- shared memory
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T s;  // x + y - pivot, or its square
+  T d;  // x - y, or its square
+};
+
+template <typename T, int kChunk>
+struct alignas(16) Chunk {
+  Pair<T> pair[kChunk];
+};
+
+// The differences at a lane's own columns, the centres of its windows.
+template <typename T, int kColumns>
+struct alignas(sizeof(T) * kColumns) CentreDifference {
+  T value[kColumns];
+};
+
+// One row of a strip with its halo. Squares are formed once per pixel here, not once per tap.
+template <typename Traits>
+struct alignas(16) StripRow {
+  Pair<typename Traits::T> pairs[Traits::kPitch];
+  Pair<typename Traits::T> squares[Traits::kPitch];
+};
+
+// Two rows per warp, because a lane that is ahead writes the next row while another still reads this one.
+template <typename Traits>
+struct StripRows {
+  StripRow<Traits> row[2];
+};
+
+// [row][lane]; each lane touches only its own entries.
+template <typename Traits>
+using CentreRing = CentreDifference<typename Traits::T, Traits::kColumns>[Traits::kRing][kLanes];
+
+template <typename Traits>
+struct StripShared {
+  // First: a place in a ring wraps around by its bits, so a ring lies at a multiple of its size.
+  CentreRing<Traits> centres[kWarps];
+  static_assert((sizeof(CentreRing<Traits>) & (sizeof(CentreRing<Traits>) - 1)) == 0);
+  StripRows<Traits> rows[kWarps];
+  ReduceShared reduce;
+};
+
+// ---------------------------------------------------------------- one warp, one strip
+
+// Whether the row below the one that is blurred has to be loaded.
+enum class NextRow {
+  kInside,   // it is in the image
+  kUnknown,  // it may be padding
+  kUnused,   // no output needs it
+};
+
+template <typename Traits>
+class StripWalker {
+  using T = typename Traits::T;
+  using E = typename Traits::E;
+  using Offset = typename Traits::Offset;
+  using Centre = CentreDifference<T, Traits::kColumns>;
+  static constexpr int R = Traits::kRadius;
+  static constexpr int kColumns = Traits::kColumns;
+  static constexpr int kLoads = Traits::kLoads;
+
+ public:
+  using StripSums = Sums<T, kSumCount<Traits::kWork>>;
+
+  __device__ __forceinline__ StripWalker(const ForwardParams<T>& params, const StripPlan& plan, uint32_t strip,
+                                         int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
+                                         unsigned char* shared, StripSums& strip_sums)
+      : p(params), read_sr(params.sr), read_hr(params.hr), shared_memory(shared), sums(strip_sums), lane(lane_index) {
+    locate(plan, strip);
+    enlist(rows, centres);
+  }
+
+  // Three loops, because a branch in the middle one, where the time goes, would cost registers: the first 2 R rows
+  // complete no output row, and below the last ones there is nothing to load.
+  __device__ __forceinline__ void walk() {
+    Moments<T> complete[kColumns];
+    int row = first_row - R;
+    load_or_clear(row, NextRow::kUnknown);
+    for (; row < first_row + R; ++row) blur_row(row, NextRow::kUnknown, complete);
+    const int last = max((Traits::kZeros ? min(end_row + R, height) : end_row + R) - 1, first_row + R);
+    for (int left = last - (first_row + R); left > 0; --left, ++row) {
+      blur_row(row, Traits::kZeros ? NextRow::kInside : NextRow::kUnknown, complete);
+      emit_row(complete);
+    }
+#pragma unroll 1
+    for (int left = end_row + R - last; left > 0; --left) {
+      blur_row(row, NextRow::kUnused, complete);
+      emit_row(complete);
+    }
+  }
+
+ private:
+  // -------- setup: the strip's place in the images
+
+  __device__ __forceinline__ void locate(const StripPlan& plan, uint32_t strip) {
+    height = static_cast<int>(p.height);
+    const int width = static_cast<int>(p.width);
+    const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
+    const uint32_t channel = strip % channels;
+    strip /= channels;
+    first_column = static_cast<int>(strip % plan.across) * Traits::kWidth;
+    strip /= plan.across;
+    first_row = static_cast<int>(strip % plan.down) * plan.rows;
+    strip /= plan.down;
+    const uint32_t i1 = strip % static_cast<uint32_t>(p.leading[1]);
+    const uint32_t i0 = strip / static_cast<uint32_t>(p.leading[1]);
+    end_row = min(first_row + plan.rows, height);
+
+    sr_plane = p.sr.strides.plane_offset(i0, i1, channel);
+    hr_plane = p.hr.strides.plane_offset(i0, i1, channel);
+    gradient_plane = p.gradient.strides.plane_offset(i0, i1, channel);
+    map_plane = p.map.strides.plane_offset(i0, i1, channel);
+    inverse_delta = inverse_delta_of<DeviceMath>(p);
+    pivot = find_pivot(min(first_column + lane * kColumns, width - 1));
+  }
+
+  // Mean of x + y at a few pixels of the strip. NaN and Inf are left out: they must not leave their own windows.
+  __device__ __forceinline__ T find_pivot(int column) const {
+    constexpr int kSampledRows = 4;
+    T sum = 0;
+    T count = 0;
+#pragma unroll
+    for (int i = 0; i < kSampledRows; ++i) {
+      const int row = first_row + (2 * i + 1) * (end_row - first_row) / (2 * kSampledRows);
+      const T value = read_sr(sr_plane + row * p.sr.strides.row + column * p.sr.strides.column) +
+                      read_hr(hr_plane + row * p.hr.strides.row + column * p.hr.strides.column);
+      const bool finite = DeviceMath::absolute(value) <= kLargest<T> / (kSampledRows * kLanes);
+      sum += finite ? value : T(0);
+      count += finite ? T(1) : T(0);
+    }
+    sum = warp_sum(sum);
+    count = warp_sum(count);
+    return count > T(0) ? sum * DeviceMath::reciprocal(count) : T(0);
+  }
+
+  // -------- setup: this lane's part in it
+
+  __device__ __forceinline__ void enlist(StripRows<Traits>& rows, CentreRing<Traits>& centres) {
+    const int width = static_cast<int>(p.width);
+    const int column = first_column + lane * kColumns;
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const int position = lane + kLanes * k;
+      const int inside = padded_index(first_column - R + position, width, Traits::kZeros ? Padding::kZeros : p.padding);
+      loads[k] = position < Traits::kLoaded && inside >= 0;
+      // For kGeneral the column in the image, else the distance from this lane's first column.
+      const int from = Traits::kZeros ? kLanes * k : inside;
+      sr_column[k] = static_cast<Offset>(Traits::kUnit ? from : from * p.sr.strides.column);
+      hr_column[k] = static_cast<Offset>(Traits::kUnit ? from : from * p.hr.strides.column);
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      valid[c] = column + c < width;
+      stores[c] = valid[c] && p.gradient.data != nullptr;
+    }
+
+    // With zero padding the walk goes from row to row inside the image; with the other paddings it jumps.
+    const int lane_column = first_column - R + lane;
+    sr_next = static_cast<Offset>(sr_plane + max(first_row - R, 0) * p.sr.strides.row +
+                                  (Traits::kUnit ? lane_column : lane_column * p.sr.strides.column));
+    hr_next = static_cast<Offset>(hr_plane + max(first_row - R, 0) * p.hr.strides.row +
+                                  (Traits::kUnit ? lane_column : lane_column * p.hr.strides.column));
+    gradient_next = static_cast<Offset>(gradient_plane + first_row * p.gradient.strides.row +
+                                        (Traits::kUnit ? column : column * p.gradient.strides.column));
+    map_next = map_plane + first_row * p.map.strides.row + column * p.map.strides.column;
+
+    write_offset = offset_of(rows.row[0].pairs + lane);
+    read_offset = offset_of(rows.row[0].pairs + lane * kColumns);
+    to_other_row = sizeof(StripRow<Traits>);
+    centre_offset = offset_of(&centres[0][lane]);
+  }
+
+  // -------- load_row: global memory to registers
+
+  __device__ __forceinline__ void load_row(int row) {
+    if constexpr (!Traits::kZeros) {
+      const int inside = padded_index(row, height, p.padding);
+      sr_next = sr_plane + inside * p.sr.strides.row;
+      hr_next = hr_plane + inside * p.hr.strides.row;
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (loads[k]) {
+        x[k] = read_sr(sr_next + sr_column[k]);
+        y[k] = read_hr(hr_next + hr_column[k]);
+      }
+    }
+    if constexpr (Traits::kZeros) {
+      sr_next += static_cast<Offset>(p.sr.strides.row);
+      hr_next += static_cast<Offset>(p.hr.strides.row);
+    }
+  }
+
+  __device__ __forceinline__ void load_or_clear(int row, NextRow next) {
+    if (next == NextRow::kInside || (next == NextRow::kUnknown && padded_index(row, height, p.padding) >= 0)) {
+      load_row(row);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) x[k] = y[k] = T(0);
+    }
+  }
+
+  // -------- blur_row: registers to shared memory, along the row, down the rows
+
+  // Takes in the loaded row, loads the one below, and returns the moments of the output row that is now complete.
+  __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<T> (&complete)[kColumns]) {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const T s = (x[k] + y[k]) - pivot;
+      const T d = x[k] - y[k];
+      if (lane + kLanes * k < Traits::kLoaded) {
+        auto* const to = reinterpret_cast<Pair<T>*>(shared_memory + write_offset) + kLanes * k;
+        to[0] = {s, d};
+        to[Traits::kPitch] = {s * s, d * d};
+      }
+    }
+    load_or_clear(row + 1, next);
+    __syncwarp();
+
+    T moment[kColumns][4];
+    // First the means, then the squares: half as many values are live at once.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T blurred[2][kColumns] = {};
+      blur_along_row(half, blurred);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          moment[c][2 * half + m] =
+              add_to_column(partial[2 * half + m][c], blurred[m][c], half == 1 && m == 0 ? p.twice_c2 : T(0));
+        }
+      }
+    }
+    write_offset += to_other_row;
+    read_offset += to_other_row;
+    to_other_row = -to_other_row;
+    centre_offset = rows_later(1);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) complete[c] = {moment[c][0], moment[c][1], moment[c][2], moment[c][3]};
+  }
+
+  // blurred[m][c]: the horizontal window of s (m = 0) and d (m = 1), or of their squares, around column c.
+  __device__ __forceinline__ void blur_along_row(int half, T (&blurred)[2][kColumns]) {
+    constexpr uint32_t kSquares = sizeof(StripRow<Traits>::pairs);
+    const auto* const chunks =
+        reinterpret_cast<const Chunk<T, Traits::kChunk>*>(shared_memory + read_offset + half * kSquares);
+    Chunk<T, Traits::kChunk> chunk;
+    Centre centre;
+#pragma unroll
+    for (int j = 0; j < Traits::kReach; ++j) {
+      if (j % Traits::kChunk == 0) chunk = chunks[j / Traits::kChunk];
+      const Pair<T> pair = chunk.pair[j % Traits::kChunk];
+      const T value[2] = {pair.s, pair.d};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int distance = j - c - R;  // from the centre of column c's window
+        if (distance < -R || distance > R) continue;
+        if (distance == 0) centre.value[c] = pair.d;
+        const T tap = p.taps[distance < 0 ? -distance : distance];
+#pragma unroll
+        for (int m = 0; m < 2; ++m) blurred[m][c] += tap * value[m];
+      }
+    }
+    if (half == 0) *reinterpret_cast<Centre*>(shared_memory + centre_offset) = centre;
+  }
+
+  // Adds a row's value to the 2 R output rows it reaches and returns the one that is now complete. Every sum is written
+  // one slot lower than it was read: the shift costs nothing. A new sum starts at `start`.
+  __device__ __forceinline__ T add_to_column(T (&sum)[2 * R], T value, T start) {
+    const T complete = sum[0] + p.taps[R] * value;
+#pragma unroll
+    for (int k = 0; k + 1 < 2 * R; ++k) {
+      sum[k] = sum[k + 1] + p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k] * value;
+    }
+    sum[2 * R - 1] = p.taps[R] * value + start;
+    return complete;
+  }
+
+  // -------- emit_row: moments to outputs
+
+  __device__ __forceinline__ void emit_row(const Moments<T> (&complete)[kColumns]) {
+    // R rows before the one just written: the place after it stands for kRing - 1 rows before.
+    const auto centre = *reinterpret_cast<const Centre*>(shared_memory + rows_later(Traits::kRing - 1 - R));
+    // Beside a zero-padded image the difference is 0, and so is its l1 or l2: nothing to leave out.
+    const bool zero_beside = Traits::kZeros && (Traits::kWork == Work::kL1 ||
+                                                (Traits::kWork == Work::kDistance && p.distance == Distance::kL2));
+    T gradient[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const bool counts = zero_beside || valid[c];
+      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts,
+                                              map_next + c * p.map.strides.column, sums);
+      if (!Traits::kPairStore && stores[c]) {
+        p.gradient.data[gradient_next + static_cast<Offset>(c * p.gradient.strides.column)] = gradient[c];
+      }
+    }
+    if constexpr (Traits::kPairStore) {
+      if (stores[0]) {
+        *reinterpret_cast<Pair<T>*>(p.gradient.data + gradient_next) = {gradient[0], gradient[1]};
+      }
+    }
+    gradient_next += static_cast<Offset>(p.gradient.strides.row);
+    map_next += p.map.strides.row;
+  }
+
+  // -------- places in shared memory, as offsets that move from row to row: computed from the row's number instead,
+  // they would cost several instructions each
+
+  __device__ __forceinline__ uint32_t offset_of(const void* place) const {
+    return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - shared_memory);
+  }
+
+  __device__ __forceinline__ uint32_t rows_later(int count) const {
+    constexpr uint32_t kBytes = sizeof(CentreRing<Traits>);
+    return (centre_offset & ~(kBytes - 1)) |
+           ((centre_offset + count * sizeof(CentreRing<Traits>) / Traits::kRing) & (kBytes - 1));
+  }
+
+  const ForwardParams<T>& p;
+  const Reader<T, E> read_sr;
+  const Reader<T, E> read_hr;
+  unsigned char* const shared_memory;
+  StripSums& sums;
+  const int lane;
+
+  int height;
+  int first_row, end_row;  // output rows [first_row, end_row)
+  int first_column;
+  int64_t sr_plane, hr_plane, gradient_plane, map_plane;
+  T inverse_delta;
+  T pivot;
+
+  // Lane flags: which of the loads k and output columns c this lane takes part in.
+  bool loads[kLoads], valid[kColumns], stores[kColumns];
+  Offset sr_column[kLoads], hr_column[kLoads];
+  Offset sr_next, hr_next, gradient_next;  // this lane's place in the next row
+  int64_t map_next;
+  uint32_t write_offset, read_offset, to_other_row, centre_offset;
+
+  T x[kLoads] = {}, y[kLoads] = {};    // the row loaded last; zeros where the image has no row or no column
+  T partial[4][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
+};
+
+// ---------------------------------------------------------------- kernel
+
+// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and
+// sums, float64 twice the width.
+template <typename Traits>
+constexpr int kMinBlocks = sizeof(typename Traits::T) == 8              ? 2
+                           : Traits::kUnit && !kHasStats<Traits::kWork> ? 4
+                                                                        : 3;
+
+template <typename Traits>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
+    strip_forward(const __grid_constant__ ForwardParams<typename Traits::T> p, const __grid_constant__ StripPlan plan,
+                  const Workspace workspace) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  auto& shared = *reinterpret_cast<StripShared<Traits>*>(shared_memory);
+  // The shuffle tells the compiler what it cannot see: a warp walks one strip, so counters and plane offsets are
+  // scalars of the warp and __syncwarp() needs no branch. Without it there are spills.
+  const uint32_t warp = __shfl_sync(kFullWarp, threadIdx.x / kLanes, 0);
+  const uint32_t strip = blockIdx.x * kWarps + warp;
+  typename StripWalker<Traits>::StripSums sums;
+  if (strip < plan.strips) {
+    StripWalker<Traits> walker(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], shared.centres[warp],
+                               shared_memory, sums);
+    walker.walk();
+  }
+  reduce_and_store(p, sums, workspace, shared.reduce);
+}
+
+}  // namespace pspl::cuda

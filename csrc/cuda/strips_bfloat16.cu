@@ -1,7 +1,0 @@
-#include "strip_launch.cuh"
-
-namespace pspl::cuda {
-
-template cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int, cudaStream_t);
-
-}  // namespace pspl::cuda

@@ -1,0 +1,214 @@
+"""Loads the compiled kernels, knows why one is unavailable, and chooses the backend of a call.
+
+A library that does not load is remembered, never raised: the reference must keep working.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import warnings
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+
+from .config import BACKENDS, check_choice
+
+# Names in csrc/cpu/dispatch.cpp, for PSPL_CPU_ISA.
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+
+# Why the kernels of a device type are unavailable on this machine; None if they are loaded.
+_reasons: dict[str, str | None] = {}
+# The same per GPU, because the answer is needed at every call.
+_gpu_reasons: dict[int | None, str | None] = {}
+_warned: set[str] = set()
+
+
+def _files(package: Path, library: str) -> list[Path]:
+    return [*package.glob(f"{library}.*so"), *package.glob(f"{library}.*pyd")]
+
+
+def _find_package() -> Path:
+    """The folder with the compiled libraries.
+
+    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which hold no libraries:
+    then those of the installed package are used.
+    """
+    here = Path(__file__).parent
+    # All distributions of that name: the first may be what a build leaves in the source folder.
+    installed = (Path(str(found.locate_file("pspl_cuda"))) for found in distributions(name="pspl_cuda"))
+    return next((folder for folder in (here, *installed) if _files(folder, "_cpu") or _files(folder, "_cuda")), here)
+
+
+def _read_build(package: Path) -> dict:
+    path = package / "_build.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+_PACKAGE = _find_package()
+_BUILD = _read_build(_PACKAGE)
+
+
+def load() -> None:
+    """Load the libraries that were built, and remember why another one is unavailable."""
+    for device_type in ("cpu", "cuda"):
+        _reasons[device_type] = _load(f"_{device_type}")
+    if os.environ.get("PSPL_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
+        warnings.warn(
+            f"PSPL_CPU_ISA is {os.environ['PSPL_CPU_ISA']!r}; expected one of {', '.join(INSTRUCTION_SETS)}. The best "
+            "instruction set of this processor is used.",
+            stacklevel=2,
+        )
+
+
+def _load(library: str) -> str | None:
+    files = _files(_PACKAGE, library)
+    if not files:
+        return _BUILD.get(library, {}).get("reason") or "it was not built; install the package with pip install ."
+    mismatch = _mismatch(library, _BUILD, torch.__version__, torch.version.cuda, platform.machine())
+    if mismatch is not None:
+        return mismatch
+    try:
+        torch.ops.load_library(files[0])
+    except OSError as error:
+        return f"{files[0].name} does not load under torch {torch.__version__} ({error}); reinstall the package."
+    return None
+
+
+def _mismatch(library: str, build: dict, torch_version: str, torch_cuda: str | None, machine: str) -> str | None:
+    """Why a library cannot run on this machine and torch, according to its build record; None if it can."""
+    if build.get("machine", machine) != machine:
+        return f"it was built for {build['machine']}, and this processor is {machine}: reinstall the package here."
+    needed = build.get("needs_torch", "0.0")
+    if _numbers(torch_version) < _numbers(needed):
+        return f"torch {torch_version} is older than {needed}, which the kernels need: upgrade torch."
+    toolkit = build.get("_cuda", {}).get("toolkit") if library == "_cuda" else None
+    if toolkit and torch_cuda is None:
+        return f"it was built for CUDA {toolkit}, and torch {torch_version} is not a CUDA build: install one that is."
+    if toolkit and torch_cuda and _numbers(toolkit)[0] != _numbers(torch_cuda)[0]:
+        return f"it was built for CUDA {toolkit}, and torch {torch_version} is of CUDA {torch_cuda}: reinstall the package."
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 14) of "2.14.1+cu130"."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def _gpu_mismatch(architectures: list[str], capability: tuple[int, int]) -> str | None:
+    """Why kernels compiled for ``architectures`` do not run on a GPU of ``capability``; None if they do.
+
+    A cubin ("9.0") runs on its own and later minor versions of its major one, and with a suffix ("9.0a") on its own only; PTX
+    ("9.0+PTX" has both) runs on every later one (CUDA C++ Programming Guide, "Application Compatibility").
+    """
+    for architecture in architectures:
+        number, *ptx = architecture.split("+")
+        compiled = _numbers(number)
+        if number[-1].isalpha():
+            runs = compiled == capability
+        else:
+            runs = (compiled[0] == capability[0] and compiled[1] <= capability[1]) or (
+                bool(ptx) and compiled <= capability
+            )
+        if runs:
+            return None
+    built = ", ".join("sm_" + architecture.replace(".", "") for architecture in architectures)
+    major, minor = capability
+    return f"it was built for {built}; this device is sm_{major}{minor}: reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}."
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    """Why the fused kernel does not run on ``device``, as a sentence; None if it does."""
+    if device.type not in _reasons:
+        return f"there is no fused kernel for {device.type} tensors."
+    reason = _reasons[device.type]
+    # Asking for the GPU would break a compiled graph. The kernel's own check says the same.
+    if reason is not None or device.type != "cuda" or torch.compiler.is_compiling():
+        return reason
+    if device.index not in _gpu_reasons:
+        architectures = _BUILD.get("_cuda", {}).get("architectures", [])
+        _gpu_reasons[device.index] = (
+            _gpu_mismatch(architectures, torch.cuda.get_device_capability(device)) if architectures else None
+        )
+    return _gpu_reasons[device.index]
+
+
+def check_backend(backend: str) -> None:
+    """Raise unless ``backend`` is a known name and, if it names a kernel, that kernel is loaded."""
+    check_choice("backend", backend, BACKENDS)
+    reason = _reasons.get(backend)
+    if reason is not None:
+        raise RuntimeError(f"backend is {backend!r}, but that kernel is not available: {reason}")
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """Return ``"cuda"``, ``"cpu"`` or ``"reference"`` for tensors on ``device``.
+
+    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) takes the fused kernel of the device, and the reference,
+    with one warning, where there is none. Any other name is taken literally, or raises.
+    """
+    check_choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        backend = check_choice("the environment variable PSPL_BACKEND", os.environ.get("PSPL_BACKEND", "auto"), BACKENDS)
+    if backend == "reference":
+        return backend
+    if backend == "auto":
+        reason = unavailable_reason(device)
+        return device.type if reason is None else _fall_back(device, reason)
+    check_backend(backend)
+    if device.type != backend:
+        raise ValueError(
+            f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
+            'Move the images, or pass backend="auto".'
+        )
+    reason = unavailable_reason(device)
+    if reason is not None:
+        raise RuntimeError(f"backend is {backend!r}, but that kernel does not run on {device}: {reason}")
+    return backend
+
+
+def _fall_back(device: torch.device, reason: str) -> str:
+    if device.type in _reasons:
+        reason = f"the {device.type} kernel is not available: {reason}"
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(
+            f"pspl_cuda uses its PyTorch reference, which is correct but slow: {reason} "
+            'Pass backend="reference" to silence this warning.',
+            stacklevel=4,
+        )
+    return "reference"
+
+
+def backend_info() -> dict:
+    """What is installed, as plain data.
+
+    Returns:
+        A dict with the keys ``torch`` and ``torch_built_with`` (versions now and at build time), ``cpu`` and ``cuda``. The last
+        two are dicts with ``available`` (bool; for CUDA on the current GPU, if there is one) and ``reason`` (why it is not, else
+        None); ``cpu`` also has ``instruction_set`` (what the kernel uses on this processor), ``cuda`` has ``toolkit`` (nvcc's
+        version) and ``architectures`` (what was compiled, for example ``["8.0", "9.0+PTX"]``).
+    """
+    cuda = _BUILD.get("_cuda", {})
+    cuda_reason = _reasons["cuda"]
+    if cuda_reason is None and torch.cuda.is_available():
+        cuda_reason = unavailable_reason(torch.device("cuda", torch.cuda.current_device()))
+    cpu_reason = _reasons["cpu"]
+    return {
+        "torch": torch.__version__,
+        "torch_built_with": _BUILD.get("torch"),
+        "cpu": {
+            "available": cpu_reason is None,
+            "reason": cpu_reason,
+            "instruction_set": torch.ops.pspl_cuda.cpu_instruction_set() if cpu_reason is None else None,
+        },
+        "cuda": {
+            "available": cuda_reason is None,
+            "reason": cuda_reason,
+            "toolkit": cuda.get("toolkit"),
+            "architectures": cuda.get("architectures", []),
+        },
+    }

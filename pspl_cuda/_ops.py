@@ -1,0 +1,130 @@
+"""The operators ``torch.ops.pspl_cuda.*``: their schemas, fake kernels, and calls from checked arguments.
+
+The schemas are defined here and not in C++, because neither the CPU nor the CUDA library may own them: each adds its kernels,
+and either works without the other. A keyword of the schema is one of ``csrc/bindings/operators.h``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library
+from .config import DISTANCES, OUTPUTS, PADDINGS, Config
+
+_DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
+
+# Returns the result (0-dim for output mean and sum, else sr's shape and layout), loss_weight times the
+# gradient for grad_output = 1 (sr's shape and layout; empty unless asked for) and the statistics ([4]; empty unless asked for), all in the compute type:
+# float64 if an image is float64, else float32. step is used where step_tensor is None. padding, distance and output are
+# positions in PADDINGS, DISTANCES and OUTPUTS.
+_DEFINITIONS.define(
+    "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
+    "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, "
+    "float loss_weight, int output, bool with_gradient, bool with_stats) -> (Tensor result, Tensor saved_gradient, Tensor stats)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+# Returns saved_gradient * grad_output (or its negative), formed in saved_gradient's dtype and rounded once to dtype.
+_DEFINITIONS.define(
+    "backward(Tensor saved_gradient, Tensor grad_output, bool negate, ScalarType dtype) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+# The same in saved_gradient's own memory.
+_DEFINITIONS.define("backward_(Tensor(a!) saved_gradient, Tensor grad_output) -> ()", tags=torch.Tag.pt2_compliant_tag)
+# The instruction set that the CPU kernels use: "avx512", "avx2" or "baseline".
+_DEFINITIONS.define("cpu_instruction_set() -> str")
+
+_library.load()
+
+
+def compute_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
+    """float64 if either image is float64, else float32."""
+    return torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
+
+
+def forward(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    config: Config,
+    output: str,
+    *,
+    loss_weight: float = 1.0,
+    with_gradient: bool = False,
+    with_stats: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the fused forward pass on the images' device; ``output`` is one of OUTPUTS, the results are the schema's."""
+    is_tensor = isinstance(step, Tensor)
+    return torch.ops.pspl_cuda.forward.default(
+        sr=sr,
+        hr=hr,
+        step_tensor=step if is_tensor else None,
+        step=0.0 if is_tensor else step,
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        mu=config.mu,
+        window_size=config.window_size,
+        sigma=config.sigma,
+        c1=config.c1,
+        c2=config.c2,
+        padding=PADDINGS.index(config.padding),
+        distance=DISTANCES.index(config.distance),
+        eps=config.eps,
+        loss_weight=loss_weight,
+        output=OUTPUTS.index(output),
+        with_gradient=with_gradient,
+        with_stats=with_stats,
+    )
+
+
+def backward(saved_gradient: Tensor, grad_output: Tensor, *, negate: bool, dtype: torch.dtype) -> Tensor:
+    """Return ``saved_gradient * grad_output`` (or its negative) in ``dtype``; ``grad_output`` is 0-dim."""
+    return torch.ops.pspl_cuda.backward.default(
+        saved_gradient=saved_gradient, grad_output=grad_output, negate=negate, dtype=dtype
+    )
+
+
+def backward_(saved_gradient: Tensor, grad_output: Tensor) -> Tensor:
+    """:func:`backward` in ``saved_gradient``'s own memory."""
+    torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output)
+    return saved_gradient
+
+
+@torch.library.register_fake("pspl_cuda::forward")
+def _forward_fake(
+    sr: Tensor,
+    hr: Tensor,
+    step_tensor: Tensor | None,
+    step: float,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    mu: float,
+    window_size: int,
+    sigma: float,
+    c1: float,
+    c2: float,
+    padding: int,
+    distance: int,
+    eps: float,
+    loss_weight: float,
+    output: int,
+    with_gradient: bool,
+    with_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(sr, hr)
+    reduced = OUTPUTS[output] in ("mean", "sum")
+    result = sr.new_empty((), dtype=dtype) if reduced else torch.empty_like(sr, dtype=dtype)
+    saved_gradient = torch.empty_like(sr, dtype=dtype) if with_gradient else sr.new_empty(0, dtype=dtype)
+    return result, saved_gradient, sr.new_empty(4 if with_stats else 0, dtype=dtype)
+
+
+@torch.library.register_fake("pspl_cuda::backward")
+def _backward_fake(saved_gradient: Tensor, grad_output: Tensor, negate: bool, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(saved_gradient, dtype=dtype)
+
+
+@torch.library.register_fake("pspl_cuda::backward_")
+def _backward_in_place_fake(saved_gradient: Tensor, grad_output: Tensor) -> None:
+    return None

@@ -1,0 +1,114 @@
+"""The CUDA kernels compile for every architecture without warnings and without torch, within limits on what they use.
+
+``python tests/tools/cuda_resources.py`` prints the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tools import cuda_resources
+
+needs_nvcc = pytest.mark.skipif(cuda_resources.find_tool("nvcc") is None, reason="there is no nvcc")
+# cuobjdump calls nvdisasm.
+needs_cuobjdump = pytest.mark.skipif(
+    any(cuda_resources.find_tool(tool) is None for tool in ("cuobjdump", "nvdisasm")),
+    reason="there is no cuobjdump with nvdisasm",
+)
+
+# Four blocks of 128 threads share the 65536 registers of a multiprocessor.
+MAX_REGISTERS = 128
+
+
+def test_kernels_know_nothing_of_torch():
+    """torch stops at csrc/ops_*: everything below compiles without it."""
+    csrc = cuda_resources.CSRC
+    files = [*csrc.glob("pspl_*.h"), *csrc.glob("cuda/*"), *csrc.glob("cpu/*")]
+    assert len(files) > 15
+    for file in files:
+        assert not re.search(r"#\s*include\s*[<\"](torch|ATen|c10|ops_common|\.\./ops)", file.read_text()), file
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return cuda_resources.resources()
+
+
+@needs_nvcc
+def test_every_kernel_compiles_for_every_architecture(costs):
+    """Without warnings, or the fixture fails. The names are those that the launchers ask for, so none is forgotten."""
+    for kernel, by_architecture in costs.items():
+        assert set(by_architecture) == set(cuda_resources.ARCHITECTURES), kernel
+    assert {kernel.split("<")[0] for kernel in costs} == {"strip", "direct", "scale"}
+    for element in ("float", "__half", "__nv_bfloat16"):
+        for work in ("kL1", "kL1WithStats", "kDistance", "kEverything"):
+            assert f"strip<float, {element}, 5, kUnit, {work}>" in costs
+
+
+@needs_nvcc
+def test_nothing_spills(costs):
+    """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
+    spilling = {
+        f"{kernel} for sm_{architecture}": cost.spills or cost.stack
+        for kernel, by_architecture in costs.items()
+        for architecture, cost in by_architecture.items()
+        if cost.spills or cost.stack
+    }
+    assert not spilling
+
+
+@needs_nvcc
+def test_training_kernels_fit_four_times(costs):
+    """The kernels of the common training step leave room for four blocks on a multiprocessor."""
+    training = {kernel: costs[kernel] for kernel in costs if re.search(r"<float, .* kUnit, (kL1|kDistance)>", kernel)}
+    assert len(training) == 6
+    for kernel, by_architecture in training.items():
+        assert max(cost.registers for cost in by_architecture.values()) <= MAX_REGISTERS, kernel
+
+
+@needs_nvcc
+@needs_cuobjdump
+def test_instructions_per_pixel(capsys):
+    """The loop that a training step spends its time in does not grow."""
+    kinds = cuda_resources.steady_state()
+    with capsys.disabled():
+        print(f"\n{kinds.total():.1f} instructions per pixel (target {cuda_resources.TARGET}):", end=" ")
+        print(", ".join(f"{count:g} {kind}" for kind, count in kinds.most_common(6)), end=", ... ")
+    # 4 moments x 11 taps x 2 directions are the least that a loop can have which is the right one.
+    assert kinds["FFMA"] + kinds["FMUL"] >= 88
+    assert kinds.total() <= cuda_resources.TARGET
+
+
+# ---------------------------------------------------------------- the gate itself
+
+
+@needs_nvcc
+def test_a_warning_is_an_error(tmp_path):
+    source = tmp_path / "warned.cu"
+    source.write_text("__global__ void kernel(int* out) { int unused; *out = 1; }")
+    with pytest.raises(RuntimeError, match="unused"):
+        cuda_resources.compile_all([source], tmp_path)
+
+
+@needs_nvcc
+def test_spills_are_seen(tmp_path):
+    """More live values than registers."""
+    source = tmp_path / "spilling.cu"
+    source.write_text(
+        """
+        __global__ void __launch_bounds__(1024) spilling(float* x) {
+          float v[128];
+          #pragma unroll
+          for (int i = 0; i < 128; ++i) v[i] = x[i * 1024 + threadIdx.x];
+          __syncthreads();
+          #pragma unroll
+          for (int i = 0; i < 128; ++i) x[((i * 7) % 128) * 1024 + threadIdx.x] = v[i] * v[(i * 13 + 1) % 128];
+        }
+        """
+    )
+    cuda_resources.compile_all([source], tmp_path)
+    costs = cuda_resources.parse_log((tmp_path / "spilling.log").read_text())
+    assert {architecture for _, architecture in costs} == set(cuda_resources.ARCHITECTURES)
+    assert all(cost.registers <= 64 and cost.spills > 0 and cost.stack > 0 for cost in costs.values())

@@ -1,0 +1,167 @@
+"""What only a GPU can test: streams, graphs, synchronisation, several devices, large tensors."""
+
+import pytest
+import torch
+
+import pspl_cuda
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+    pytest.mark.skipif(
+        not pspl_cuda.backend_info()["cuda"]["available"],
+        reason=f"the CUDA kernel is not built: {pspl_cuda.backend_info()['cuda']['reason']}",
+    ),
+]
+
+
+def noisy_pair(shape=(4, 3, 100, 120), dtype=torch.float32, device="cuda"):
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(shape, generator=generator)
+    sr = hr + 0.1 * torch.randn(shape, generator=generator)
+    return sr.to(device, dtype), hr.to(device, dtype)
+
+
+def loss_and_gradient(sr, hr, step, **keywords):
+    sr = sr.detach().requires_grad_()
+    loss = pspl_cuda.pspl_loss(sr, hr, step, **keywords)
+    (gradient,) = torch.autograd.grad(loss, sr)
+    return loss.detach(), gradient
+
+
+def test_no_synchronisation():
+    """Neither forward nor backward may wait for the device, whatever the step is."""
+    sr, hr = noisy_pair()
+    step = torch.tensor(1.0, device="cuda")
+    loss_and_gradient(sr, hr, step, return_stats=False)  # builds caches
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for distance in ("l1", "l2", "charbonnier"):
+            loss_and_gradient(sr, hr, step, distance=distance)
+            loss_and_gradient(sr, hr, 1.0, distance=distance)
+        module = pspl_cuda.PSPLLoss(return_stats=True)
+        module(sr.requires_grad_(), hr)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_follows_the_schedule():
+    """A captured graph reads the step on the device: one capture serves all steps."""
+    sr, hr = noisy_pair()
+    step = torch.tensor(0.5, device="cuda", dtype=torch.float64)
+    sr.requires_grad_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        pspl_cuda.pspl_loss(sr, hr, step).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    sr.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = pspl_cuda.pspl_loss(sr, hr, step)
+        loss.backward()
+    for value in (0.5, 1.0, 3.0, 100.0):
+        step.fill_(value)
+        graph.replay()
+        expected_loss, expected_gradient = loss_and_gradient(sr, hr, value)
+        assert torch.equal(loss.detach(), expected_loss)
+        assert torch.equal(sr.grad, expected_gradient)
+
+
+def test_graphs_and_eager_calls_share_no_counter():
+    """Two graphs captured on one stream, replayed on two, beside eager calls: each must end its own sum."""
+    sr, hr = noisy_pair((8, 3, 256, 256))
+    expected = pspl_cuda.pspl_loss(sr, hr, 1.0)
+    graphs = []
+    for _ in range(2):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = pspl_cuda.pspl_loss(sr, hr, 1.0)
+        graphs.append((graph, loss, torch.cuda.Stream()))
+    for _ in range(50):
+        for graph, loss, stream in graphs:
+            with torch.cuda.stream(stream):
+                loss.zero_()
+                graph.replay()
+        eager = pspl_cuda.pspl_loss(sr, hr, 1.0)
+        torch.cuda.synchronize()
+        assert torch.equal(eager, expected)
+        for _, loss, _ in graphs:
+            assert torch.equal(loss, expected)
+
+
+def test_side_streams():
+    """Work queued on a stream of one's own comes before the kernel, and streams do not disturb one another."""
+    sr, hr = noisy_pair((8, 3, 256, 256))
+    expected = [loss_and_gradient(sr * factor, hr, 1.0) for factor in (1.0, 0.5)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for _ in range(20):
+        found = []
+        for stream, factor in zip(streams, (1.0, 0.5), strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(200_000)
+                found.append(loss_and_gradient(sr * factor, hr, 1.0))
+        torch.cuda.synchronize()
+        for (loss, gradient), (expected_loss, expected_gradient) in zip(found, expected, strict=True):
+            assert torch.equal(loss, expected_loss)
+            assert torch.equal(gradient, expected_gradient)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+def test_second_device_while_the_first_is_current():
+    sr, hr = noisy_pair()
+    expected, _ = loss_and_gradient(sr, hr, 1.0)
+    loss, gradient = loss_and_gradient(sr.to("cuda:1"), hr.to("cuda:1"), 1.0)
+    assert torch.cuda.current_device() == 0
+    assert gradient.device == torch.device("cuda:1")
+    assert torch.equal(loss.cpu(), expected.cpu())
+
+
+def test_step_on_the_host_for_images_on_the_device():
+    sr, hr = noisy_pair()
+    expected, _ = loss_and_gradient(sr, hr, 1.5)
+    found, _ = loss_and_gradient(sr, hr, torch.tensor(1.5))
+    assert torch.equal(found, expected)
+
+
+def test_memory_beside_the_gradient_is_one_tensor():
+    sr, hr = noisy_pair((8, 3, 512, 512))
+    sr.requires_grad_()
+    pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
+    sr.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
+    extra = torch.cuda.max_memory_allocated() - before - sr.numel() * 4
+    assert extra <= sr.numel() * 4 + 2**21
+
+
+def test_no_leak():
+    sr, hr = noisy_pair((2, 3, 64, 64))
+    sr.requires_grad_()
+    for _ in range(10):
+        pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
+    before = torch.cuda.memory_allocated()
+    for _ in range(1000):
+        pspl_cuda.pspl_loss(sr, hr, 1.0).backward()
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.large
+def test_more_than_2_31_elements():
+    """64-bit offsets: the last plane of a tensor beyond 2^31 elements gives what it gives alone (bfloat16, about 30 GB)."""
+    shape = (11, 3, 8192, 8192)
+    if torch.cuda.mem_get_info()[0] < 34 * 2**30:
+        pytest.skip("needs 34 GiB of free GPU memory")
+    sr = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    hr = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    assert sr.numel() > 2**31
+    part_sr, part_hr = noisy_pair((1, 3, 8192, 8192), torch.bfloat16)
+    sr[-1:] = part_sr
+    hr[-1:] = part_hr
+    whole, gradient = loss_and_gradient(sr, hr, 1.0, reduction="sum")
+    part, part_gradient = loss_and_gradient(part_sr, part_hr, 1.0, reduction="sum")
+    torch.testing.assert_close(whole, part, rtol=1e-6, atol=0)
+    assert torch.equal(gradient[-1:], part_gradient)
+    assert not gradient[:-1].any()

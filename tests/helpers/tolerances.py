@@ -1,0 +1,143 @@
+"""What a backend may be off by, derived from the error budget of the package, in one place. test_helpers.py tests it.
+
+The budget, for float32: the similarity map within 2e-5 of the exact one, the loss within 1e-6 relative, the gradient
+within 1e-5 relative in the L2 norm. 16-bit inputs are computed in float32, so they get the same, against the oracle on
+the rounded inputs, and one rounding of a 16-bit output. float64 rounds 2^29 times finer, which would make it 4e-14; the
+oracle rounds there too, so it gets 1e-12: still too little for any float32 in between.
+
+The budget of the loss holds for delta = 1 and mu = -1, where the exponent of Eq. 7, q = (M_s - mu)^2 / delta^2, reaches
+4. An error in the exponent is a relative error of the attention, so the budget grows in proportion to the largest q,
+and once more with the square of M_a that l2 and charbonnier take.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from helpers import oracle
+
+SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
+# The CUDA strip kernel squares x + y about one pivot per strip. Where a window lies a whole range away from its neighbours, the
+# squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
+# 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
+FAR_FROM_PIVOT = 5e-5
+# At delta = 1 the attention changes by up to 4 times what M_s does. On average over an image M_s is off by a quarter of its
+# worst, all one way since a variance is clamped at 0; in the L2 norm by a half: as multiples of the two budgets.
+FAR_LOSS_FACTOR = 4 * FAR_FROM_PIVOT / 4 / 1e-6
+FAR_GRADIENT_FACTOR = 4 * FAR_FROM_PIVOT / 2 / 1e-5
+# With constants of 0..1 on images of 0..255, C2 is 65025 times smaller beside the squares, and float32 can't hold the budget: the
+# similarity map gets this share of the error that the formula of the official code makes in float32.
+OFFICIAL_SHARE = 1 / 10
+# Far from the pivot the squares of the CUDA kernel are of the order of L^2, as are the formula's: four moments against five, and
+# centred on one strip instead of on zero, is what is left.
+OFFICIAL_SHARE_FAR = 1 / 5
+LOSS = {torch.float32: 1e-6, torch.float64: 1e-13}
+GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+# One rounding to nearest: relative, and where the result is subnormal, absolute.
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+UNDERFLOW = {torch.float32: 2.0**-150, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-134}
+
+# exp() of a float32 may flush what is smaller than the smallest normal number.
+TINY = {torch.float32: 2e-38, torch.float64: 1e-307}
+
+
+def compute_dtype(*images: torch.Tensor) -> torch.dtype:
+    """float64 if any image is, float32 otherwise."""
+    return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
+
+
+def growth(delta: float, mu: float = -1.0, distance: str = "l1") -> float:
+    """How much more than at delta = 1 an error in M_s and delta weighs in the loss; at least 1."""
+    if math.isinf(delta) or delta == 0:
+        return 1.0
+    exponent = max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
+    return max(1.0, exponent / 4) * (1 if distance == "l1" else 2)
+
+
+def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:
+    """Largest error of M_s."""
+    return FAR_FROM_PIVOT if far_from_pivot and dtype == torch.float32 else SIMILARITY[dtype]
+
+
+def assert_similarity(actual: torch.Tensor, expected: np.ndarray, far_from_pivot: bool = False) -> None:
+    """The similarity map is within its budget at every pixel, NaN exactly where the oracle has NaN."""
+    worst = _worst(np.abs(_same_nan(actual, expected) - expected))
+    budget = similarity_budget(actual.dtype, far_from_pivot)
+    assert worst <= budget, f"M_s is off by {worst:.3g}, allowed {budget:.3g}"
+
+
+def assert_attention(
+    actual: torch.Tensor, similarity: np.ndarray, delta: float, gamma=2.0, mu=-1.0, far_from_pivot: bool = False
+) -> None:
+    """The attention map is one that a similarity map within its budget can have, at every pixel."""
+    slack = similarity_budget(actual.dtype, far_from_pivot)
+    near = [oracle.attention(similarity + shift, delta, gamma, mu) for shift in (-slack, 0, slack)]
+    low, high = np.minimum.reduce(near), np.maximum.reduce(near)
+    high = np.where(np.abs(similarity - mu) <= slack, gamma, high)
+    # 8 units in the last place of the exponent, and of the result.
+    eps = torch.finfo(actual.dtype).eps
+    exponent = np.zeros_like(similarity) if delta == 0 else ((similarity - mu) / delta) ** 2
+    low = low * (1 - np.minimum(1, 8 * eps * (1 + exponent)))
+    high = high * (1 + 8 * eps * (1 + exponent)) + gamma * TINY[actual.dtype]
+    value = _same_nan(actual, similarity)
+    outside = _worst(np.maximum(low - value, value - high))
+    assert outside <= 0, f"M_a is {outside:.3g} outside of what the budget of M_s allows"
+
+
+def assert_loss(actual: torch.Tensor, expected: oracle.Result, factor: float = 1.0, scale: float = 1.0) -> None:
+    """A 0-dim loss, or the loss per pixel; ``factor`` is growth(), ``scale`` the order of what is summed up."""
+    if actual.dim() == 0:
+        value, loss = actual.item(), float(expected.loss)
+        if math.isnan(loss):
+            assert math.isnan(value)
+            return
+        allowed = factor * LOSS[actual.dtype] * abs(loss) + scale * TINY[actual.dtype]
+        assert abs(value - loss) <= allowed, f"the loss is {value!r}, expected {loss!r} within {allowed:.3g}"
+    else:
+        assert_vector(actual, expected.loss, factor * GRADIENT[actual.dtype], scale * TINY[actual.dtype], "loss map")
+
+
+def assert_gradient(
+    actual: torch.Tensor, expected: np.ndarray, compute: torch.dtype, factor: float = 1.0, scale: float = 1.0
+) -> None:
+    """A gradient as a vector: relative L2 error; and no element that is alone responsible for a wrong sign or zero."""
+    relative, tiny = factor * GRADIENT[compute], scale * TINY[compute]
+    if actual.dtype != compute:
+        relative += ROUNDING[actual.dtype]
+        tiny += UNDERFLOW[actual.dtype]
+    assert_vector(actual, expected, relative, tiny, "gradient")
+    if compute == actual.dtype:
+        value = _same_nan(actual, expected)
+        zeros = (value == 0) & (np.abs(expected) > tiny) & (np.abs(expected) > 1e-6 * np.nanmax(np.abs(expected)))
+        assert not zeros.any(), f"{zeros.sum()} elements of the gradient are lost"
+        assert np.all(value[expected == 0] == 0), "the gradient at a tie is not zero"
+
+
+def assert_vector(actual: torch.Tensor, expected: np.ndarray, relative: float, tiny: float, what: str) -> None:
+    """L2 norm of the error against the norm of what is expected; ``tiny`` is allowed on top at every element."""
+    value = _same_nan(actual, expected)
+    error = np.nan_to_num(value - expected)
+    norm = np.linalg.norm(np.nan_to_num(expected))
+    allowed = relative * norm + tiny * math.sqrt(expected.size)
+    assert np.linalg.norm(error) <= allowed, (
+        f"the {what} is off by {np.linalg.norm(error) / (norm or 1):.3g} (relative L2), allowed {relative:.3g}"
+    )
+    # A single wrong element of many hides in the norm: no element may be off by 100 times its share of the largest one.
+    worst, largest = _worst(np.abs(error)), _worst(np.abs(expected))
+    assert worst <= 100 * relative * largest + tiny, f"one element of the {what} is off by {worst:.3g} of {largest:.3g}"
+
+
+def _same_nan(actual: torch.Tensor, expected: np.ndarray) -> np.ndarray:
+    assert tuple(actual.shape) == expected.shape
+    value = actual.detach().cpu().double().numpy()
+    assert np.array_equal(np.isnan(value), np.isnan(expected)), "NaN is not where it should be"
+    return value
+
+
+def _worst(values: np.ndarray) -> float:
+    finite = values[~np.isnan(values)]
+    return float(finite.max()) if finite.size else 0.0

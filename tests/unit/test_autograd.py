@@ -1,0 +1,635 @@
+"""Autograd, torch.compile and the operators: second derivatives, what is saved, what is recompiled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import pspl_cuda
+from helpers import oracle, tolerances
+from pspl_cuda import ops
+
+INF = math.inf
+DISTANCES = ["l1", "l2", "charbonnier"]
+
+
+def distinct_pair(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
+    """Two images that differ by at least 0.05 everywhere, so that l1 is differentiable at them."""
+    generator = torch.Generator().manual_seed(seed)
+    hr = torch.rand(shape, generator=generator, dtype=torch.float64)
+    error = 0.05 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return (hr + sign * error).to(dtype).to(device), hr.to(dtype).to(device)
+
+
+def leaf_copy(tensor):
+    return tensor.detach().clone().requires_grad_()
+
+
+# ---------------------------------------------------------------- derivatives
+
+# delta = inf makes the attention map a true constant, gamma, so that finite differences see what autograd is to see.
+# (For a finite delta they would also see the map move, which Eq. 10 forbids; test_second_derivative covers that case.)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradcheck(backend, distance, reduction):
+    sr, hr = (leaf_copy(x) for x in distinct_pair(device=backend.device))
+    kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1, "gamma": 1.7}
+    assert torch.autograd.gradcheck(lambda a, b: backend.pspl_loss(a, b, INF, **kwargs), (sr, hr))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradgradcheck(backend, distance, reduction):
+    """By both images and by the gradient from above."""
+    sr, hr = (leaf_copy(x) for x in distinct_pair((1, 1, 4, 5), device=backend.device))
+    kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1, "gamma": 1.7}
+    assert torch.autograd.gradgradcheck(lambda a, b: backend.pspl_loss(a, b, INF, **kwargs), (sr, hr))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_second_derivative(backend, distance, reduction):
+    """With a map that varies, first and second derivative are those of Eq. 10 with the oracle's map as a constant."""
+    sr, hr = distinct_pair(device=backend.device)
+    m_a = oracle.attention_map(sr.cpu().numpy(), hr.cpu().numpy(), 1.3)
+    weight = torch.from_numpy(m_a).to(backend.device)
+    kwargs = {"distance": distance, "reduction": reduction, "eps": 0.1}
+
+    def expected_loss(a, b):
+        d = weight * (a - b)
+        loss = {"l1": d.abs(), "l2": d.square(), "charbonnier": (d.square() + 0.1**2).sqrt()}[distance]
+        return loss.mean() if reduction == "mean" else loss
+
+    def second(function):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        loss = function(a, b)
+        above = torch.full_like(loss, 0.7).requires_grad_()
+        first = torch.autograd.grad(loss, (a, b), above, create_graph=True)
+        direction = torch.linspace(-1, 2, a.numel(), dtype=a.dtype, device=a.device).reshape(a.shape)
+        dot = (direction * first[0]).sum() + (direction.flip(-1) * first[1]).sum()
+        by = torch.autograd.grad(dot, (a, b, above), allow_unused=True, materialize_grads=True)
+        return [x.detach().cpu().numpy(force=True) for x in (*first, *by)]
+
+    actual = second(lambda a, b: backend.pspl_loss(a, b, 1.3, **kwargs))
+    for got, wanted in zip(actual, second(expected_loss), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-14)
+    # l1 is straight: its second derivative by the images is zero. That of the others is not.
+    assert np.any(actual[2]) == np.any(actual[3]) == (distance != "l1")
+    assert np.any(actual[4])
+
+
+def test_gradient_penalty_in_float32(backend):
+    """A common use of a second derivative, in the common type and with one differentiable image."""
+    sr, hr = distinct_pair((2, 3, 12, 13), torch.float32, backend.device)
+    sr = leaf_copy(sr)
+    (grad,) = torch.autograd.grad(backend.pspl_loss(sr, hr, 1.0, distance="l2"), sr, create_graph=True)
+    grad.square().sum().backward()
+    m_a = oracle.attention_map(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
+    d = (sr.detach() - hr).cpu().double().numpy()
+    expected = 2 * (2 * m_a**2 / d.size) ** 2 * d
+    tolerances.assert_gradient(sr.grad, expected, torch.float32, 4)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_retain_graph(backend, distance):
+    """Backward twice gives the same gradient twice, and its sum in .grad."""
+    sr, hr = (leaf_copy(x) for x in distinct_pair((1, 3, 9, 10), torch.float32, backend.device))
+    loss = backend.pspl_loss(sr, hr, 1.0, distance=distance)
+    first = torch.autograd.grad(loss, (sr, hr), retain_graph=True)
+    second = torch.autograd.grad(loss, (sr, hr), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert torch.equal(sr.grad, 2 * first[0])
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("wanted", ["sr", "hr", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
+    """The gradient takes the residual's memory only where nobody asks for the residual again, and has the same bits."""
+    if not backend.fused:
+        pytest.skip("the reference leaves it to autograd")
+    sr, hr = distinct_pair((1, 2, 9, 10), dtype, backend.device)
+    inputs = {"sr": [leaf_copy(sr)], "hr": [leaf_copy(hr)], "both": [leaf_copy(sr), leaf_copy(hr)]}[wanted]
+    loss = backend.pspl_loss(
+        *{"sr": (*inputs, hr), "hr": (sr, *inputs), "both": inputs}[wanted], 1.0, reduction=reduction
+    )
+    residual = loss.grad_fn.saved_tensors[0]
+    kept = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0), retain_graph=True)
+    assert all(gradient.data_ptr() != residual.data_ptr() for gradient in kept)
+    last = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0))
+    assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
+    gives_away = wanted != "hr" and dtype != torch.float16
+    assert (last[0].data_ptr() == residual.data_ptr()) == gives_away
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_upstream_gradient(backend, dtype):
+    """A loss among others: its factor is neither ignored nor rounded into the gradient's type first."""
+    sr, hr = distinct_pair((2, 3, 9, 10), dtype, backend.device)
+    expected = oracle.pspl(sr.cpu().double().numpy(), hr.cpu().double().numpy(), 1.0, upstream=3e-3 * 1234.5)
+    sr = leaf_copy(sr)
+    (3e-3 * (1234.5 * backend.pspl_loss(sr, hr, 1.0) + 7)).backward()
+    tolerances.assert_gradient(sr.grad, expected.grad_sr, tolerances.compute_dtype(sr))
+
+
+def test_upstream_gradient_of_zero_and_nan(backend):
+    sr, hr = distinct_pair((1, 1, 9, 10), torch.float32, backend.device)
+    for factor in (0.0, math.nan, INF):
+        a = leaf_copy(sr)
+        (backend.pspl_loss(a, hr, INF) * factor).backward()
+        assert torch.equal(a.grad.isfinite(), torch.full_like(a, factor == 0).bool())
+
+
+def test_gradient_through_a_network(backend):
+    """The images are not leaves: what comes before the loss gets its share by the chain rule."""
+    sr, hr = distinct_pair((1, 1, 8, 9), device=backend.device)
+    gain = torch.tensor(0.9, dtype=torch.float64, device=backend.device, requires_grad=True)
+    backend.pspl_loss((gain * sr).transpose(-1, -2), hr.transpose(-1, -2), 1.0).backward()
+    expected = oracle.pspl(0.9 * sr.cpu().numpy(), hr.cpu().numpy(), 1.0).grad_sr
+    assert gain.grad.item() == pytest.approx((expected * sr.cpu().numpy()).sum(), rel=1e-10)
+
+
+def test_same_tensor_twice(backend):
+    """loss(x, x): the two gradients cancel, and nothing is freed or counted twice."""
+    x = leaf_copy(distinct_pair(device=backend.device)[0])
+    backend.pspl_loss(x, x, 1.0, distance="charbonnier").backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+# ---------------------------------------------------------------- float16
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_loss_scale(backend, dtype):
+    """1 / n of a large batch underflows in float16. With GradScaler's factor the gradient must come out whole: what is
+    saved for backward may therefore not be divided by n before the factor is known."""
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand((16, 3, 192, 192), generator=generator).to(dtype).to(backend.device)
+    sr = leaf_copy(hr + 0.25)
+    n = sr.numel()
+    (65536 * backend.pspl_loss(sr, hr, INF, gamma=0.01)).backward()
+    expected = np.sign((sr.detach().float() - hr.float()).cpu().double().numpy()) * 0.01 * 65536 / n
+    assert 0.01 / n < 2.0**-25, "this batch is no test: 1 / n does not underflow"
+    tolerances.assert_gradient(sr.grad, expected, torch.float32)
+
+
+def test_scaled_gradient_overflows_to_infinity(backend):
+    """GradScaler finds a factor that is too large by the infinities that it makes."""
+    sr, hr = distinct_pair((1, 1, 4, 4), torch.float16, backend.device)
+    sr = leaf_copy(sr)
+    (2.0**24 * backend.pspl_loss(sr, hr, INF)).backward()
+    assert sr.grad.isinf().all()
+
+
+# ---------------------------------------------------------------- modes, and what is saved
+
+
+def test_inference_mode_target(backend):
+    """A target from an EMA model that ran in inference mode."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    with torch.inference_mode():
+        target = hr * 1.0
+    for distance in DISTANCES:
+        a, b = leaf_copy(sr), leaf_copy(sr)
+        loss = backend.pspl_loss(a, target, 1.0, distance=distance)
+        loss.backward()
+        backend.pspl_loss(b, hr, 1.0, distance=distance).backward()
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_inside_inference_mode(backend):
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    with torch.inference_mode():
+        loss, stats = backend.pspl_loss(leaf_copy(sr), hr, 1.0, return_stats=True)
+        m_a = backend.attention_map(sr, hr, 1.0)
+    assert loss.is_inference()
+    assert torch.equal(loss.clone(), backend.pspl_loss(sr, hr, 1.0))
+    assert m_a.shape == sr.shape
+    assert stats.mean_attention.item() == pytest.approx(m_a.mean().item(), rel=1e-6)
+
+
+class _Saved:
+    """Everything that autograd keeps between forward and backward."""
+
+    def __init__(self):
+        self.tensors = []
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self.tensors
+
+    def _pack(self, tensor):
+        self.tensors.append(tensor)
+        return tensor
+
+    def __exit__(self, *details):
+        self.hooks.__exit__(*details)
+
+
+def test_nothing_is_saved_without_gradient(backend):
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    with _Saved() as saved, torch.no_grad():
+        loss = backend.pspl_loss(leaf_copy(sr), hr, 1.0, distance="l2")
+    assert loss.grad_fn is None
+    assert not loss.requires_grad
+    with _Saved() as more:
+        loss = backend.pspl_loss(sr, hr, 1.0, distance="l2")
+        backend.similarity_map(leaf_copy(sr), leaf_copy(hr))
+        backend.attention_map(leaf_copy(sr), leaf_copy(hr), 1.0)
+    assert loss.grad_fn is None
+    assert saved == more == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_only_the_residual_is_saved(fused, dtype):
+    """For l1, one tensor of the image's size in the compute type, and no image: the design's promise on memory."""
+    sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
+    sr = leaf_copy(sr)
+    with _Saved() as saved:
+        fused.pspl_loss(sr, hr, 1.0, return_stats=True)
+    (residual,) = saved
+    assert residual.shape == sr.shape
+    assert residual.dtype == torch.float32
+    expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0, reduction="sum")
+    tolerances.assert_gradient(residual, expected.grad_sr, torch.float32)
+
+
+def test_images_may_change_after_forward(backend):
+    """Data loaders reuse target buffers, and clamp_ follows the loss in some loops: l1 needs neither image again."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    backend.pspl_loss(b, hr, 1.0).backward()
+    output, target = a * 1.0, hr.clone()
+    loss = backend.pspl_loss(output, target, 1.0)
+    target.zero_()
+    if backend.fused:
+        output.detach().zero_()
+    loss.backward()
+    assert torch.equal(a.grad, b.grad)
+
+
+def _noticed(backward):
+    """True if autograd refuses because something it had saved has been overwritten; another error is not caught."""
+    try:
+        backward()
+    except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            return True
+        raise
+    return False
+
+
+@pytest.mark.parametrize("distance", ["l2", "charbonnier"])
+def test_change_after_forward_is_never_a_wrong_gradient(fused, distance):
+    """Distances that may need an image again notice that it has changed, or did not need it."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, fused.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    fused.pspl_loss(b, hr, 1.0, distance=distance).backward()
+    target = hr.clone()
+    loss = fused.pspl_loss(a, target, 1.0, distance=distance)
+    target.zero_()
+    if not _noticed(loss.backward):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_step_tensor_may_change_after_forward(backend):
+    """A schedule kept as a tensor is advanced in place between forward and backward."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    for distance in DISTANCES:
+        a, b = leaf_copy(sr), leaf_copy(sr)
+        step = torch.tensor(1.0, device=backend.device)
+        backend.pspl_loss(b, hr, 1.0, distance=distance).backward()
+        loss = backend.pspl_loss(a, hr, step, distance=distance)
+        step += 5
+        loss.backward()
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("distance", ["l2", "charbonnier"])
+def test_second_derivative_is_at_the_step_of_the_forward_pass(backend, distance):
+    """The same with create_graph=True, where the map may be made again: it must be the one of the forward pass."""
+    sr, hr = distinct_pair(device=backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    step = torch.tensor(1.0, dtype=torch.float64, device=backend.device)
+    loss = backend.pspl_loss(a, hr, step, distance=distance)
+    step += 5
+    grads = []
+    if not _noticed(lambda: grads.extend(torch.autograd.grad(loss, a, create_graph=True))):
+        backend.pspl_loss(b, hr, 1.0, distance=distance).backward()
+        torch.testing.assert_close(grads[0].detach(), b.grad, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_autocast(backend, distance, dtype):
+    """Inside an autocast region nothing becomes less exact: not a bit changes, forward or backward."""
+    if backend.device.type == "cpu" and not torch.amp.is_autocast_available("cpu"):
+        pytest.skip("no autocast on this CPU")
+    sr, hr = distinct_pair((1, 2, 13, 14), torch.float32, backend.device)
+    plain, cast = leaf_copy(sr), leaf_copy(sr)
+    loss = backend.pspl_loss(plain, hr, 1.0, distance=distance)
+    loss.backward()
+    with torch.autocast(backend.device.type, dtype=dtype):
+        inside = backend.pspl_loss(cast, hr, 1.0, distance=distance)
+        inside.backward()
+        m_s = backend.similarity_map(sr, hr)
+    assert inside.dtype == torch.float32
+    assert torch.equal(loss, inside)
+    assert torch.equal(plain.grad, cast.grad)
+    assert torch.equal(m_s, backend.similarity_map(sr, hr))
+
+
+def test_autocast_network(backend):
+    """The usual case: the network's output comes out of the region in bfloat16, the target is float32."""
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, backend.device)
+    layer = torch.nn.Conv2d(3, 3, 1).to(backend.device)
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        output = layer(sr)
+        output.retain_grad()
+        loss = backend.pspl_loss(output, hr, 1.0)
+    assert output.dtype == torch.bfloat16
+    loss.backward()
+    expected = oracle.pspl(output.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
+    tolerances.assert_loss(loss, expected)
+    tolerances.assert_gradient(output.grad, expected.grad_sr, torch.float32)
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_checkpoint(backend):
+    """Activation checkpointing runs the forward pass again inside backward."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    torch.utils.checkpoint.checkpoint(lambda x: backend.pspl_loss(x, hr, 1.0), a, use_reentrant=False).backward()
+    backend.pspl_loss(b, hr, 1.0).backward()
+    assert torch.equal(a.grad, b.grad)
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.fixture
+def compiled():
+    """Compile a function with a counter of its graphs; everything before it is forgotten."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    yield lambda function: (torch.compile(function, fullgraph=True, backend=counter), counter)
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def traceable(backend):
+    """Backends that the compiler sees as the package's own."""
+    if backend.name == "emulated":
+        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
+    return backend
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compile(traceable, compiled, distance, reduction):
+    """fullgraph: no break. Loss, statistics and gradients are those of eager mode."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    kwargs = {"distance": distance, "reduction": reduction, "return_stats": True}
+    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs))
+    results = []
+    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs)):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        loss, stats = run(a, b)
+        results.append((loss.detach(), *stats[:4], *torch.autograd.grad(loss.sum() * 3, (a, b))))
+    assert counter.frame_count == 1
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-8)
+
+
+def test_compile_maps(traceable, compiled):
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(
+        lambda a, b: (traceable.similarity_map(a, b), traceable.attention_map(a, b, 1.0, gamma=3.0))
+    )
+    m_s, m_a = function(sr, hr)
+    assert counter.frame_count == 1
+    torch.testing.assert_close(m_s, traceable.similarity_map(sr, hr), rtol=0, atol=1e-6)
+    torch.testing.assert_close(m_a, traceable.attention_map(sr, hr, 1.0, gamma=3.0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_compile_with_a_step_tensor(traceable, compiled, where):
+    """As the schedule advances, nothing is compiled again."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    a = leaf_copy(sr)
+    for value in (0.5, 0.6, 0.7, 2.0, 0.0):
+        step = torch.tensor(value, device=traceable.device if where == "device" else "cpu")
+        loss = function(a, hr, step)
+        loss.backward()
+        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+    assert counter.frame_count == 1
+
+
+def test_compile_with_a_step_number(traceable, compiled):
+    """A number is compiled in at first, and becomes a symbol when it changes: two graphs for a whole training."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    a = leaf_copy(sr)
+    for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
+        loss = function(a, hr, value)
+        loss.backward()
+        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+    assert counter.frame_count <= 2
+
+
+def test_compile_with_changing_shapes(traceable, compiled):
+    """Validation images have many sizes: one more graph, with symbolic sizes."""
+    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
+    for height, width in ((9, 10), (12, 17), (20, 33), (31, 16)):
+        sr, hr = distinct_pair((1, 2, height, width), torch.float32, traceable.device)
+        torch.testing.assert_close(
+            function(sr, hr), traceable.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
+        )
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
+    """The fake kernels promise the dtypes and strides that the real ones deliver."""
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    hr = hr.float().to(memory_format=layout)
+    function, _ = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier"))
+    results = []
+    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier")):
+        a, b = leaf_copy(sr.to(memory_format=torch.channels_last)), leaf_copy(hr)
+        results.append(torch.autograd.grad(run(a, b), (a, b)))
+    for got, wanted in zip(*results, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_compile_with_inductor(traceable, distance):
+    """The default compiler checks at run time that strides are what the fake kernels said."""
+    if not traceable.fused:
+        pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
+    torch._dynamo.reset()
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
+
+    def run(a, b):
+        return traceable.pspl_loss(a * 0.9, b, 1.0, distance=distance)
+
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True)):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        loss = function(a, b)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=5e-3, atol=1e-6)
+
+
+def test_compile_a_training_step(traceable, compiled):
+    """Network and loss in one graph, under no_grad targets, several iterations."""
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, traceable.device)
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(traceable.device)
+    function, counter = compiled(lambda x, y, step: traceable.pspl_loss(layer(x), y, step))
+    for i in range(3):
+        step = torch.tensor(float(i + 1), device=traceable.device)
+        layer.zero_grad()
+        function(sr, hr, step).backward()
+        got = layer.weight.grad.clone()
+        layer.zero_grad()
+        traceable.pspl_loss(layer(sr), hr, step).backward()
+        torch.testing.assert_close(got, layer.weight.grad, rtol=1e-4, atol=1e-7)
+    assert counter.frame_count == 1
+
+
+# ---------------------------------------------------------------- operators
+
+
+def _devices():
+    info = pspl_cuda.backend_info()
+    return [
+        name for name in ("cpu", "cuda") if info[name]["available"] and (name == "cpu" or torch.cuda.is_available())
+    ]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def operator_device(request):
+    if request.param not in _devices():
+        pytest.skip(f"no {request.param} operators here")
+    return torch.device(request.param)
+
+
+def _operator_arguments(distance="l1", padding="zeros", reduction="mean", window_size=11, **_):
+    """As schemas list them, without images and step."""
+    config = pspl_cuda.config.check_config(
+        distance=distance, padding=padding, reduction=reduction, window_size=window_size
+    )
+    return (
+        (*ops.attention_arguments(config), *ops.similarity_arguments(config)),
+        ops.distance_arguments(config),
+    )
+
+
+SAMPLES = [
+    {"shape": (2, 3, 9, 10), "dtypes": (torch.float32, torch.float32)},
+    {"shape": (3, 9, 10), "dtypes": (torch.float16, torch.float32), "distance": "l2"},
+    {"shape": (1, 2, 3, 5, 6), "dtypes": (torch.bfloat16, torch.bfloat16), "reduction": "none", "padding": "reflect"},
+    {"shape": (1, 1, 1, 1), "dtypes": (torch.float64, torch.float32), "distance": "charbonnier", "window_size": 3},
+    {"shape": (2, 3, 9, 10), "dtypes": (torch.float32, torch.float16), "channels_last": True, "padding": "replicate"},
+]
+
+
+def _sample_pair(sample, device):
+    sr, hr = distinct_pair(sample["shape"], device=device)
+    sr, hr = sr.to(sample["dtypes"][0]), hr.to(sample["dtypes"][1])
+    return (sr.to(memory_format=torch.channels_last), hr) if sample.get("channels_last") else (sr, hr)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+def test_opcheck_loss(operator_device, sample, as_tensor):
+    """Schema, fake kernel and dispatch of the operators, by PyTorch's own judge."""
+    sr, hr = _sample_pair(sample, operator_device)
+    constants, distance = _operator_arguments(**sample)
+    step = torch.tensor(1.0, device=operator_device) if as_tensor else None
+    for residual, stats in ((False, False), (True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            torch.ops.pspl_cuda.loss.default, (sr, hr, step, 1.0, *constants, *distance, residual, stats)
+        )
+
+
+@pytest.mark.parametrize("kind", ["similarity", "attention"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+def test_opcheck_map(operator_device, sample, kind):
+    sr, hr = _sample_pair(sample, operator_device)
+    constants, _ = _operator_arguments(**sample)
+    torch.library.opcheck(torch.ops.pspl_cuda.map.default, (sr, hr, None, 1.0, *constants, ops.MAP_KINDS.index(kind)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
+def test_opcheck_scale(operator_device, shape, dtype):
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    residual = distinct_pair(shape, compute, operator_device)[0]
+    upstream = torch.tensor(2.5, dtype=compute, device=operator_device)
+    torch.library.opcheck(torch.ops.pspl_cuda.scale.default, (residual, upstream, 0.125, dtype))
+    got = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
+    assert torch.equal(got, (residual * (2.5 * 0.125)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
+def test_opcheck_scale_in_place(operator_device, shape, dtype):
+    residual = distinct_pair(shape, dtype, operator_device)[0]
+    upstream = torch.tensor(2.5, dtype=dtype, device=operator_device)
+    torch.library.opcheck(torch.ops.pspl_cuda.scale_.default, (residual.clone(), upstream, 0.125))
+    expected = torch.ops.pspl_cuda.scale(residual, upstream, 0.125, dtype)
+    torch.ops.pspl_cuda.scale_(residual, upstream, 0.125)
+    assert torch.equal(residual, expected)
+
+
+def test_scale_is_rounded_once(operator_device):
+    """residual * upstream * factor: the factor 1/n is applied where the range is wide, and 16 bits come last."""
+    residual = torch.tensor([[[1.0, -3.0]]], device=operator_device)
+    upstream = torch.tensor(65536.0, device=operator_device)
+    for factor in (1e-9, 2.0**-30):
+        got = torch.ops.pspl_cuda.scale(residual, upstream, factor, torch.float16)
+        exact = torch.tensor([[[65536 * factor, -3 * 65536 * factor]]], dtype=torch.float64)
+        assert torch.equal(got.cpu(), exact.half())
+
+
+def test_operators_refuse_what_python_would_have(operator_device):
+    """Called past the checks, they still raise instead of reading what is not theirs."""
+    sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
+    constants, distance = _operator_arguments()
+
+    def loss(a, b, constants=constants, step=None):
+        torch.ops.pspl_cuda.loss(a, b, step, 1.0, *constants, *distance, True, True)
+
+    loss(sr, hr)
+    for a, b in ((sr, hr[..., 1:]), (sr[0, 0], hr[0, 0]), (sr[:0], hr[:0]), (sr.int(), hr)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            loss(a, b)
+    for position, bad in ((4, 10), (4, 0), (4, -1), (4, 1001), (8, 3), (8, -1)):
+        wrong = (*constants[:position], bad, *constants[position + 1 :])
+        with pytest.raises(RuntimeError):
+            loss(sr, hr, wrong)
+    with pytest.raises(RuntimeError):
+        loss(sr, hr, step=torch.ones(2, device=operator_device))
+    with pytest.raises(RuntimeError):
+        torch.ops.pspl_cuda.map(sr, hr, None, 1.0, *constants, 3)
+    with pytest.raises(RuntimeError):
+        torch.ops.pspl_cuda.scale(sr[..., ::2], torch.tensor(1.0, device=operator_device), 1.0, torch.float32)

@@ -1,0 +1,264 @@
+"""The sources of the CPU kernel without torch (cpu_kernel/driver.cpp): memory errors, other compilers, instruction sets and
+processors. The tests of all backends check its results."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import backends
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+DRIVER = HERE / "cpu_kernel" / "driver.cpp"
+
+X86 = "x86_64"
+pytestmark = [
+    pytest.mark.skipif(os.uname().machine != X86, reason="the instruction sets are those of x86-64"),
+    pytest.mark.skipif(not (CSRC.exists() and (ROOT / "setup.py").exists()), reason="needs the source tree"),
+]
+
+WARNINGS = "-std=c++17 -Wall -Wextra -Werror"
+# As setup.py has it: what the flags make of the code is what is tested.
+OPTIMISED = "-O3 -fno-math-errno -fno-trapping-math"
+# Calls for the checks instead of inlined ones, and no optimisation: a third of the time to compile.
+SANITIZED = (
+    "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all "
+    "--param asan-instrumentation-with-call-threshold=0"
+)
+# Fresh memory is NaN: what is read before it was written shows.
+ENVIRONMENT = {"ASAN_OPTIONS": "max_malloc_fill_size=1073741824:malloc_fill_byte=255"}
+
+
+def _instruction_sets() -> dict[str, list[str]]:
+    """Flags by source file, as setup.py has them."""
+    found = re.search(r"^INSTRUCTION_SETS = (\{.*?^\})", (ROOT / "setup.py").read_text(), re.MULTILINE | re.DOTALL)
+    return ast.literal_eval(found.group(1))
+
+
+ISAS = ("baseline", "avx2", "avx512")
+
+
+def _need(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"there is no {tool}")
+    return path
+
+
+def _run(command: list, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=500,
+    )
+
+
+def _build(compiler: str, flags: str, folder: Path, csrc: Path = CSRC, objects: list[Path] | None = None) -> Path:
+    """The driver with the kernels in ``csrc``; ``objects`` take the place of all but the baseline kernel."""
+    per_source = {} if objects else _instruction_sets()
+    sources = [csrc / "cpu" / "kernel_baseline.cpp"]
+    if objects is None:
+        sources = [*sorted((csrc / "cpu").glob("*.cpp")), DRIVER]
+    if "aarch64" in compiler:
+        per_source = {}
+
+    def compile_one(source: Path) -> Path:
+        own = per_source.get(f"csrc/cpu/{source.name}", [])
+        out = folder / f"{source.stem}.o"
+        result = _run([compiler, *WARNINGS.split(), *flags.split(), *own, "-I", csrc, "-c", source, "-o", out])
+        assert result.returncode == 0, result.stderr
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        compiled = [*pool.map(compile_one, sources), *(objects or [])]
+    static = ["-static"] if "aarch64" in compiler else []
+    result = _run([compiler, *flags.split(), *static, *compiled, "-o", folder / "driver"])
+    assert result.returncode == 0, result.stderr
+    return folder / "driver"
+
+
+def _drive(program: Path, isa: str, dump: Path | None = None, prefix: tuple = ()) -> subprocess.CompletedProcess:
+    """One run; skips where the processor has not got the instruction set."""
+    result = _run([*prefix, program, *([dump] if dump else [])], PSPL_CPU_ISA=isa, **ENVIRONMENT)
+    chosen = result.stdout.split()
+    if result.returncode == 0 and chosen[0] != isa:
+        pytest.skip(f"this processor has no {isa}, but {chosen[0]}")
+    return result
+
+
+# Two maps M_s, each within 2e-5 of the exact one, are at most 4e-5 apart. M_a = 2 exp(-(M_s + 1)^2) changes by at most
+# 2 sqrt(2 / e) = 1.72 times that; the residual of l2 is 2 M_a^2 d, with M_a <= 2 and |d| < 1: 8 times as much as M_a at most.
+APART = 8 * 1.72 * 4e-5
+
+
+def _agree(dump: Path, other: Path) -> None:
+    actual, expected = np.fromfile(dump), np.fromfile(other)
+    assert actual.size > 10**6
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=APART)
+
+
+# ---------------------------------------------------------------- sanitizers
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory) -> Path:
+    """The driver under AddressSanitizer and UBSan, all instruction sets."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    gxx = _need("g++")
+    nothing = folder / "nothing.cpp"
+    nothing.write_text("int main() {}")
+    compiled = _run([gxx, "-fsanitize=address,undefined", nothing, "-o", folder / "nothing"])
+    if compiled.returncode != 0 or _run([folder / "nothing"]).returncode != 0:
+        pytest.skip("programs with -fsanitize=address,undefined do not compile or run here")
+    return _build(gxx, SANITIZED, folder)
+
+
+def _outputs(sanitized: Path, isa: str) -> Path:
+    """All outputs of the driver, of one run for all tests."""
+    dump = sanitized.with_name(isa)
+    if not dump.exists():
+        result = _drive(sanitized, isa, dump)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.endswith(" cases\n")
+    return dump
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_sanitizers_find_nothing(sanitized, isa):
+    """Every dtype, layout, window, padding, distance and output, around the ends of vectors, strips and bands: each byte that
+    is read or written belongs to an image, and each pixel of an output is written, and nothing else. The instruction sets
+    agree."""
+    _agree(_outputs(sanitized, isa), _outputs(sanitized, "baseline"))
+
+
+# name: file, what stands there, what the bug makes of it, what the driver or the sanitizer says
+PLANTS = {
+    "last vector of a row one column too far": (
+        "rows.h",
+        "combine_vector(last_ - kLanes);",
+        "combine_vector(last_ - kLanes + 1);",
+        "ERROR: AddressSanitizer",
+    ),
+    "one row too few in the ring": (
+        "kernel.h",
+        "ring_((2 * radius_ + 2) * vectors_)",
+        "ring_((2 * radius_ + 1) * vectors_)",
+        "ERROR: AddressSanitizer",
+    ),
+    "backward pass over whole chunks only": (
+        "kernel.h",
+        "p.numel - begin < kScaleChunk ? p.numel - begin : kScaleChunk",
+        "kScaleChunk",
+        "ERROR: AddressSanitizer",
+    ),
+    "last column not stored": (
+        "kernel.h",
+        "__builtin_memcpy(to, from, columns_ * sizeof(T));",
+        "__builtin_memcpy(to, from, (columns_ - 1) * sizeof(T));",
+        "residual is not a number",
+    ),
+    "zero padding never set to zero": (
+        "kernel.h",
+        "i < kSimilarity * line_vectors(); ++i) lines_",
+        "i < 0; ++i) lines_",
+        "is not a number",
+    ),
+    "stored between the pixels": (
+        "kernel.h",
+        "to[i * stride] = from[i]",
+        "to[i * stride] = to[i * stride + (i + 1 < columns_)] = from[i]",
+        "was written between its pixels",
+    ),
+    "loads that need an aligned address": (
+        "vec.h",
+        "vector_size(kBytes), aligned(alignof(E)), may_alias",
+        "vector_size(kBytes), may_alias",
+        "misaligned address",
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_planted_bugs_are_found(sanitized, plant, tmp_path):
+    """The driver and the sanitizers, shown what they are for, in the baseline kernel."""
+    file, before, after, complaint = PLANTS[plant]
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    planted = tmp_path / "csrc" / "cpu" / file
+    assert planted.read_text().count(before) == 1, f"{file} has changed: plant this bug in another way"
+    planted.write_text(planted.read_text().replace(before, after))
+    # float64 would only take longer to compile.
+    kernel = tmp_path / "csrc" / "cpu" / "kernel.h"
+    kernel.write_text(kernel.read_text().replace("&forward<double>", "nullptr"))
+    others = [path for path in sanitized.parent.glob("*.o") if path.stem != "kernel_baseline"]
+    program = _build(_need("g++"), SANITIZED, tmp_path, tmp_path / "csrc", others)
+    result = _drive(program, "baseline")
+    assert result.returncode != 0, "the planted bug was not found"
+    assert complaint in result.stderr
+
+
+# ---------------------------------------------------------------- other compilers and processors
+
+
+@pytest.fixture(scope="module")
+def clang_driver(tmp_path_factory) -> Path:
+    return _build(_need("clang++"), OPTIMISED, tmp_path_factory.mktemp("clang"))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_clang_agrees(clang_driver, sanitized, isa, tmp_path):
+    """clang compiles every instruction set without a warning, and all outputs are those of g++, within the budget."""
+    result = _drive(clang_driver, isa, tmp_path / "outputs")
+    assert result.returncode == 0, result.stderr
+    _agree(tmp_path / "outputs", _outputs(sanitized, "baseline"))
+
+
+@pytest.fixture(scope="module")
+def aarch64_driver(tmp_path_factory) -> Path:
+    return _build(_need("aarch64-linux-gnu-g++"), OPTIMISED, tmp_path_factory.mktemp("aarch64"))
+
+
+def test_compiles_for_aarch64(aarch64_driver):
+    """Nothing but vector extensions: another architecture needs no code of its own."""
+    assert aarch64_driver.exists()
+
+
+def test_aarch64_agrees(aarch64_driver, sanitized, tmp_path):
+    """Executed by an emulator."""
+    qemu = shutil.which("qemu-aarch64") or _need("qemu-aarch64-static")
+    result = _drive(aarch64_driver, "baseline", tmp_path / "outputs", (qemu,))
+    assert result.returncode == 0, result.stderr
+    _agree(tmp_path / "outputs", _outputs(sanitized, "baseline"))
+
+
+CORE = "(test_budget and zeros) or test_dtypes or test_identical or (test_nan_stays and nan and both)"
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_core_numerics_with_less_than_the_processor_has(isa):
+    """The installed library, told to use an older instruction set, under the same tests and budget."""
+    if why_not := backends.why_not("cpu"):
+        pytest.skip(why_not)
+    code = "import pspl_cuda; print(pspl_cuda.backend_info()['cpu']['instruction_set'])"
+    chosen = _run([sys.executable, "-c", code], PSPL_CPU_ISA=isa).stdout.strip()
+    if chosen != isa:
+        pytest.skip(f"this processor has no {isa}, but {chosen}")
+    files = [HERE / "test_numerics.py", HERE / "test_backends.py"]
+    pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", CORE]
+    result = _run(pytest_run, PSPL_CPU_ISA=isa, PSPL_TEST_BACKENDS="cpu")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 80
