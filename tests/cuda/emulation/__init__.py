@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from pspl_cuda import ops
-from pspl_cuda.config import REDUCTIONS, check_config, check_flag, check_images, check_step
+from pspl_cuda._ops import compute_dtype
+from pspl_cuda.config import DEFAULTS, DISTANCES, OUTPUTS, PADDINGS, check_config, check_flag, check_images, check_step
 from pspl_cuda.stats import PSPLStats
 
 from . import build
@@ -36,6 +36,10 @@ kernels = _load()
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+# Position = number in cuda_shim.h.
+APPROXIMATIONS = ("nearest", "largest", "smallest", "random")
+
+
 @dataclass(frozen=True)
 class Device:
     """What a launch depends on besides its arguments."""
@@ -45,6 +49,8 @@ class Device:
     seed: int | None = None
     # Partial sums and ticket to use again and again, instead of fresh ones for each launch.
     workspace: tuple[np.ndarray, np.ndarray] | None = None
+    # What approximate instructions return within their documented error bounds: one of APPROXIMATIONS.
+    approximation: str = "nearest"
 
 
 _device = Device()
@@ -75,45 +81,65 @@ def _image(tensor: torch.Tensor) -> dict:
     }
 
 
-def _forward(sr, hr, schedule, window, **fields):
-    """One launch. ``fields`` are those of Params that say what to compute, and the outputs as tensors full of NaN."""
-    step_tensor, step, alpha, beta, gamma, mu = schedule
-    window_size, sigma, c1, c2, padding = window
-    dtype = ops.compute_dtype(sr, hr)
+def _forward(sr, hr, step, config, output, *, loss_weight=1.0, with_gradient=False, with_stats=False):
+    """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
+    dtype = compute_dtype(sr, hr)
+    reduced = output in ("mean", "sum")
+    result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
+    gradient = _poisoned(sr, dtype) if with_gradient else sr.new_empty(0, dtype=dtype)
+    stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
+    is_tensor = isinstance(step, torch.Tensor)
+    weight = 1.0 if output == "attention" else loss_weight
     params = {
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
-        "residual": None,
-        "map": None,
-        "map_kind": 0,
-        "padding": padding,
-        "distance": 0,
-        "radius": window_size // 2,
-        "sigma": sigma,
-        "twice_c1": 2 * c1,
-        "twice_c2": 2 * c2,
-        "alpha": alpha,
-        "beta": beta,
-        "gamma": gamma,
-        "mu": mu,
-        "eps_squared": 1.0,
-        "step": step,
-        "step_tensor": 0 if step_tensor is None else step_tensor.data_ptr(),
-        "step_dtype": 0 if step_tensor is None else _DTYPES.index(step_tensor.dtype),
-        "loss_scale": 1.0,
-        "loss": 0,
-        "stats": 0,
-        **fields,
+        "gradient": _image(gradient) if with_gradient else None,
+        "map": None if reduced else _image(result),
+        "output": OUTPUTS.index(output),
+        "padding": PADDINGS.index(config.padding),
+        "distance": DISTANCES.index(config.distance),
+        "radius": config.window_size // 2,
+        "sigma": config.sigma,
+        "twice_c1": 2 * config.c1,
+        "twice_c2": 2 * config.c2,
+        "alpha": config.alpha,
+        "beta": config.beta,
+        "gamma": config.gamma,
+        "mu": config.mu,
+        "eps": config.eps,
+        "scale": weight / sr.numel() if output == "mean" else weight,
+        "step": 0.0 if is_tensor else step,
+        "step_tensor": step.data_ptr() if is_tensor else 0,
+        "step_dtype": _DTYPES.index(step.dtype) if is_tensor else 0,
+        "loss": result.data_ptr() if reduced else 0,
+        "stats": stats.data_ptr() if with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
-    needed = getattr(kernels, f"forward_partials_{name}")(params, _device.multiprocessors)
+    needed = getattr(kernels, f"workspace_size_{name}")(params, _device.multiprocessors)
     partials, ticket = _device.workspace or new_workspace(needed)
     assert partials.size >= needed
     seed = next(_seeds) if _device.seed is None else _device.seed
+    kernels.set_approximation(APPROXIMATIONS.index(_device.approximation))
     run = getattr(kernels, f"forward_{name}")
     run(params, partials.ctypes.data, ticket.ctypes.data, _device.multiprocessors, seed)
     assert ticket[0] == 0, "the launch did not leave its ticket at 0"
+    return result, gradient, stats
+
+
+def _run_backward(gradient, saved_gradient, grad_output, factor):
+    run = getattr(kernels, f"backward_{str(saved_gradient.dtype).removeprefix('torch.')}")
+    memory = saved_gradient.data_ptr(), grad_output.data_ptr(), factor, gradient.data_ptr()
+    run(*memory, _DTYPES.index(gradient.dtype), saved_gradient.numel())
+    return gradient
+
+
+def _backward(saved_gradient, grad_output, *, negate, dtype):
+    return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, -1.0 if negate else 1.0)
+
+
+def _backward_(saved_gradient, grad_output):
+    return _run_backward(saved_gradient, saved_gradient, grad_output, 1.0)
 
 
 def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,71 +147,12 @@ def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(partials, math.nan), np.zeros(1, np.uint32)
 
 
-def _scale(gradient, residual, upstream, factor):
-    run = getattr(kernels, f"scale_{str(residual.dtype).removeprefix('torch.')}")
-    memory = residual.data_ptr(), upstream.data_ptr(), factor, gradient.data_ptr()
-    run(*memory, _DTYPES.index(gradient.dtype), residual.numel())
-
-
-class Operators:
-    """torch.ops.pspl_cuda as csrc/ops_common.h makes it of a backend, for the emulated kernels."""
-
-    @staticmethod
-    def loss(sr, hr, *arguments):
-        schedule, window = arguments[:6], arguments[6:11]
-        distance, eps, reduction, with_residual, with_stats = arguments[11:]
-        dtype = ops.compute_dtype(sr, hr)
-        per_pixel = REDUCTIONS[reduction] == "none"
-        loss = _poisoned(sr, dtype) if per_pixel else sr.new_full((), math.nan, dtype=dtype)
-        residual = _poisoned(sr, dtype) if with_residual else sr.new_empty(0, dtype=dtype)
-        stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
-        _forward(
-            sr,
-            hr,
-            schedule,
-            window,
-            distance=distance,
-            eps_squared=eps * eps,
-            loss_scale=1 / sr.numel() if REDUCTIONS[reduction] == "mean" else 1.0,
-            residual=_image(residual) if with_residual else None,
-            stats=stats.data_ptr() if with_stats else 0,
-            **({"map": _image(loss)} if per_pixel else {"loss": loss.data_ptr()}),
-        )
-        return loss, residual, stats
-
-    @staticmethod
-    def map(sr, hr, *arguments):
-        schedule, window, kind = arguments[:6], arguments[6:11], arguments[11]
-        out = _poisoned(sr, ops.compute_dtype(sr, hr))
-        _forward(sr, hr, schedule, window, map=_image(out), map_kind=kind)
-        return out
-
-    @staticmethod
-    def scale(residual, upstream, factor, dtype):
-        gradient = _poisoned(residual, dtype)
-        _scale(gradient, residual, upstream, factor)
-        return gradient
-
-    @staticmethod
-    def scale_(residual, upstream, factor):
-        _scale(residual, residual, upstream, factor)
-
-
-class _TorchWithOperators:
-    """The module torch, but for torch.ops.pspl_cuda."""
-
-    ops = SimpleNamespace(pspl_cuda=Operators)
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
 def _load_autograd():
-    """A second copy of pspl_cuda.autograd, unmodified, that calls the operators above."""
+    """A second copy of pspl_cuda.autograd, unmodified, that calls the emulated operators."""
     spec = importlib.util.find_spec("pspl_cuda.autograd")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.torch = _TorchWithOperators()
+    module._ops = SimpleNamespace(forward=_forward, backward=_backward, backward_=_backward_)
     return module
 
 
@@ -194,7 +161,7 @@ _autograd = _load_autograd()
 
 def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
     """pspl_cuda.pspl_loss by the emulated kernels."""
-    config = check_config(**keywords)
+    config = check_config(DEFAULTS._replace(**keywords))
     check_images(sr, hr)
     step = check_step(step, sr.device)
     loss, stats = _autograd.loss(sr, hr, step, config, check_flag("return_stats", return_stats))
@@ -204,14 +171,14 @@ def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
 @torch.no_grad()
 def similarity_map(sr, hr, **keywords):
     """pspl_cuda.similarity_map by the emulated kernel."""
-    config = check_config(**keywords)
+    config = check_config(DEFAULTS._replace(**keywords))
     check_images(sr, hr)
-    return _autograd.similarity(sr, hr, config)
+    return _autograd.similarity_map(sr, hr, config)
 
 
 @torch.no_grad()
 def attention_map(sr, hr, step, **keywords):
     """pspl_cuda.attention_map by the emulated kernel."""
-    config = check_config(**keywords)
+    config = check_config(DEFAULTS._replace(**keywords))
     check_images(sr, hr)
-    return _autograd.attention(sr, hr, check_step(step, sr.device), config)
+    return _autograd.attention_map(sr, hr, check_step(step, sr.device), config)

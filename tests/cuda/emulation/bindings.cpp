@@ -7,7 +7,7 @@
 #include <string>
 
 #include "cuda/launch.h"
-#include "pspl_taps.h"
+#include "pspl_math.h"
 
 namespace py = pybind11;
 
@@ -21,34 +21,34 @@ T* pointer(const py::handle& address) {
 }
 
 // Five strides in elements: of the leading dimensions, rows, columns.
-pspl::Layout layout(const py::handle& strides) {
-  const auto s = strides.cast<std::array<int64_t, kLeadingDims + 2>>();
+pspl::Strides strides(const py::handle& tuple) {
+  const auto s = tuple.cast<std::array<int64_t, kLeadingDims + 2>>();
   return {{s[0], s[1], s[2]}, s[3], s[4]};
 }
 
-pspl::Input input(const py::dict& d) {
-  return {pointer<const void>(d["data"]), static_cast<pspl::DType>(d["dtype"].cast<int>()), layout(d["stride"])};
+pspl::InputImage input(const py::dict& d) {
+  return {pointer<const void>(d["data"]), static_cast<pspl::DType>(d["dtype"].cast<int>()), strides(d["stride"])};
 }
 
 template <typename T>
-pspl::Output<T> output(const py::handle& d) {
+pspl::OutputImage<T> output(const py::handle& d) {
   if (d.is_none()) return {};
-  return {pointer<T>(d["data"]), layout(d["stride"])};
+  return {pointer<T>(d["data"]), strides(d["stride"])};
 }
 
-// The fields of Params by their names.
+// The fields of ForwardParams by their names.
 template <typename T>
-pspl::Params<T> params(const py::dict& d) {
-  pspl::Params<T> p{};
+pspl::ForwardParams<T> params(const py::dict& d) {
+  pspl::ForwardParams<T> p{};
   const auto size = d["size"].cast<std::array<int64_t, kLeadingDims + 2>>();
   std::copy_n(size.begin(), kLeadingDims, p.leading);
   p.height = size[kLeadingDims];
   p.width = size[kLeadingDims + 1];
   p.sr = input(d["sr"]);
   p.hr = input(d["hr"]);
-  p.residual = output<T>(d["residual"]);
+  p.gradient = output<T>(d["gradient"]);
   p.map = output<T>(d["map"]);
-  p.map_kind = static_cast<pspl::MapKind>(d["map_kind"].cast<int>());
+  p.output = static_cast<pspl::Output>(d["output"].cast<int>());
   p.padding = static_cast<pspl::Padding>(d["padding"].cast<int>());
   p.distance = static_cast<pspl::Distance>(d["distance"].cast<int>());
   p.radius = d["radius"].cast<int32_t>();
@@ -59,13 +59,11 @@ pspl::Params<T> params(const py::dict& d) {
   p.twice_c2 = number("twice_c2");
   p.alpha = number("alpha");
   p.beta = number("beta");
-  p.gamma = number("gamma");
   p.mu = number("mu");
-  p.eps_squared = number("eps_squared");
+  pspl::fold_scale(p, d["gamma"].cast<double>(), d["eps"].cast<double>(), d["scale"].cast<double>());
   p.step = number("step");
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
-  p.loss_scale = d["loss_scale"].cast<double>();
   p.loss = pointer<T>(d["loss"]);
   p.stats = pointer<T>(d["stats"]);
   return p;
@@ -77,35 +75,41 @@ void check(cudaError_t status) {
 }
 
 template <typename T>
-int64_t forward_partials(const py::dict& d, int multiprocessors) {
-  return pspl::cuda::forward_partials<T>(params<T>(d), multiprocessors);
+int64_t workspace_size(const py::dict& d, int multiprocessors) {
+  return pspl::cuda::workspace_size<T>(params<T>(d), multiprocessors);
 }
 
 template <typename T>
 void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multiprocessors, unsigned seed) {
   emulation::order.seed = seed;
-  const pspl::cuda::Scratch scratch{reinterpret_cast<double*>(partials), reinterpret_cast<unsigned*>(ticket)};
-  check(pspl::cuda::forward<T>(params<T>(d), scratch, multiprocessors, nullptr));
+  const pspl::cuda::Workspace workspace{reinterpret_cast<double*>(partials), reinterpret_cast<unsigned*>(ticket)};
+  check(pspl::cuda::forward<T>(params<T>(d), workspace, multiprocessors, nullptr));
 }
 
 template <typename T>
-void scale(uintptr_t residual, uintptr_t upstream, double factor, uintptr_t gradient, int dtype, int64_t numel) {
-  check(pspl::cuda::scale<T>({reinterpret_cast<const T*>(residual), reinterpret_cast<const T*>(upstream), factor,
-                              reinterpret_cast<void*>(gradient), static_cast<pspl::DType>(dtype), numel},
-                             nullptr));
+void backward(uintptr_t saved_gradient, uintptr_t grad_output, T factor, uintptr_t gradient, int dtype, int64_t numel) {
+  check(pspl::cuda::backward<T>({reinterpret_cast<const T*>(saved_gradient), reinterpret_cast<const T*>(grad_output),
+                                 factor, reinterpret_cast<void*>(gradient), static_cast<pspl::DType>(dtype), numel},
+                                nullptr));
 }
+
+void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }
 
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, module) {
-  module.def("forward_partials_float32", &forward_partials<float>);
-  module.def("forward_partials_float64", &forward_partials<double>);
+  module.def("workspace_size_float32", &workspace_size<float>);
+  module.def("workspace_size_float64", &workspace_size<double>);
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
-  module.def("scale_float32", &scale<float>);
-  module.def("scale_float64", &scale<double>);
+  module.def("backward_float32", &backward<float>);
+  module.def("backward_float64", &backward<double>);
+  module.def("set_approximation", &set_approximation);
 
   // The shim's own arithmetic, to be tested.
+  module.def("rcp_approx", &emulation::rcp_approx);
+  module.def("ex2_approx", &emulation::ex2_approx);
+  module.def("rsqrt_approx", &emulation::rsqrt_approx);
   module.def("half_bits", [](double value) { return __double2half(value).bits; });
   module.def("half_value", [](uint16_t bits) { return __half2float({bits}); });
   module.def("bfloat16_bits", [](double value) { return __double2bfloat16(value).bits; });

@@ -87,7 +87,7 @@ def module() -> Path:
     except ImportError:
         raise UnavailableError("there is no pybind11") from None
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     target = f"emulated_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     folder = BUILD / str(sys.implementation.cache_tag)  # Pythons differ in headers and suffix
     return build(target, sources, flags=f"-O2 -fvisibility=hidden {python}", folder=folder)
@@ -104,9 +104,9 @@ SANITIZERS = {
 def driver(sanitizer: str, *, folder: Path, csrc: Path = CSRC, float32_only: bool = False) -> Path:
     """driver.cpp with the kernels in ``csrc`` under one of SANITIZERS."""
     machine, flags = SANITIZERS[sanitizer]
-    sources = sorted((csrc / "cuda").glob("*.cu"))
+    sources = sorted((csrc / "cuda").rglob("*.cu"))
     if float32_only:
-        sources = [source for source in sources if source.stem in ("forward", "scale", "strips_float32")]
+        sources = [source for source in sources if source.stem in ("forward", "backward", "float32")]
         flags += " -DPSPL_FLOAT32_ONLY"
     sources += [HERE / "driver.cpp", HERE / machine]
     return build("driver", sources, flags=flags, folder=folder, csrc=csrc)

@@ -5,9 +5,9 @@
 //   fibers.cpp   one fiber per CUDA thread, in one OS thread: fast, and the same at every run
 //   threads.cpp  one OS thread per CUDA thread, for ThreadSanitizer
 //
-// Not emulated: what fast-math instructions round to (pspl_math.h has host versions of them), weak memory order as such
-// (ThreadSanitizer looks for what would depend on it), registers, caches, streams. An alignment fault is found by
-// UBSan.
+// Approximate instructions return the exact value moved by their documented error bound (Approximation). Not emulated:
+// weak memory order as such (ThreadSanitizer looks for what would depend on it), registers, caches, streams. An
+// alignment fault is found by UBSan.
 #pragma once
 
 #include <algorithm>
@@ -116,6 +116,38 @@ T __ldcg(const T* address) {
 // Of equal types only: CUDA has more overloads, but a conversion nobody asked for should not compile.
 using std::max;
 using std::min;
+
+// ---------------------------------------------------------------- approximate instructions
+
+namespace emulation {
+
+// Where within its error bound an approximate instruction lands.
+enum class Approximation { kNearest, kLargest, kSmallest, kRandom };
+inline Approximation approximation = Approximation::kNearest;
+
+inline float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
+
+// exact moved by at most `ulps` units in the last place. Zeros, infinities and NaN are exact on the device too.
+inline float moved(double exact, double ulps) {
+  const float nearest = flush(static_cast<float>(exact));
+  if (approximation == Approximation::kNearest || nearest == 0 || !std::isfinite(nearest)) return nearest;
+  double share = approximation == Approximation::kLargest ? 1 : -1;
+  if (approximation == Approximation::kRandom) {
+    uint32_t bits;  // the same for the same operand, as on a device
+    std::memcpy(&bits, &nearest, sizeof(bits));
+    share = static_cast<double>(bits * 2654435761u) / 2147483648.0 - 1;
+  }
+  const double bound = std::fabs(ulps * (std::nextafter(std::fabs(nearest), HUGE_VALF) - std::fabs(nearest)));
+  float result = static_cast<float>(exact + share * bound);
+  if (std::fabs(result - exact) > bound) result = std::nextafter(result, nearest);
+  return flush(result);
+}
+
+inline float rcp_approx(float x) { return moved(1.0 / flush(x), 1); }
+inline float ex2_approx(float x) { return moved(std::exp2(static_cast<double>(flush(x))), 2); }
+inline float rsqrt_approx(float x) { return moved(1.0 / std::sqrt(static_cast<double>(x)), 2); }
+
+}  // namespace emulation
 
 // ---------------------------------------------------------------- 16-bit numbers
 

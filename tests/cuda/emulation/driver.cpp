@@ -13,7 +13,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/strip_launch.cuh"
-#include "pspl_taps.h"
+#include "pspl_math.h"
 
 using namespace pspl;
 
@@ -21,19 +21,19 @@ using namespace pspl;
 // Planted bugs are compiled in one element type; the others have to be there for the linker.
 namespace pspl::cuda {
 template <>
-cudaError_t launch_strips<float, __half>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+cudaError_t launch_strips<float, __half>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 template <>
-cudaError_t launch_strips<float, __nv_bfloat16>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+cudaError_t launch_strips<float, __nv_bfloat16>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 template <>
-cudaError_t launch_strips<float, AnyType>(const Params<float>&, const Scratch&, int, cudaStream_t) {
+cudaError_t launch_strips<float, AnyType>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 template <>
-cudaError_t launch_strips<double, AnyType>(const Params<double>&, const Scratch&, int, cudaStream_t) {
+cudaError_t launch_strips<double, AnyType>(const ForwardParams<double>&, const Workspace&, int, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 }  // namespace pspl::cuda
@@ -44,7 +44,7 @@ namespace {
 std::mt19937 generator(1);
 
 // More elements than this show nothing new about the backward kernel, and take too many threads.
-constexpr int64_t kMostToScale = 1000;
+constexpr int64_t kMostInBackward = 1000;
 
 // Exactly so many bytes on the heap, poisoned.
 struct Memory {
@@ -68,7 +68,7 @@ struct Case {
   int multiprocessors = 132;
 };
 
-Layout layout_of(const Case& c, Kind kind) {
+Strides strides_of(const Case& c, Kind kind) {
   const auto [n, d, channels, height, width] = c.size;
   (void)n;
   switch (kind) {
@@ -84,7 +84,7 @@ Layout layout_of(const Case& c, Kind kind) {
 }
 
 // Elements from the first to the last one in use.
-int64_t extent(const Case& c, const Layout& l) {
+int64_t extent(const Case& c, const Strides& l) {
   const int64_t stride[5] = {l.leading[0], l.leading[1], l.leading[2], l.row, l.column};
   int64_t last = 0;
   for (int i = 0; i < 5; ++i) last += (c.size[i] - 1) * stride[i];
@@ -121,14 +121,15 @@ void check(cudaError_t status) {
 }
 
 template <typename T>
-void scale(const Params<T>& p, const Memory& residual, DType dtype) {
+void backward(const ForwardParams<T>& p, const Memory& saved_gradient, DType dtype) {
   const int64_t count = p.numel();
-  const auto upstream = std::make_unique<T>(T(0.5));
+  const auto grad_output = std::make_unique<T>(T(0.5));
   // Also from an element that no packet is aligned to.
   for (int64_t offset = 0; offset < std::min<int64_t>(2, count); ++offset) {
     Memory gradient((count - offset) * bytes_of(dtype));
-    check(cuda::scale<T>(
-        {static_cast<T*>(residual.data) + offset, upstream.get(), 1.0, gradient.data, dtype, count - offset}, nullptr));
+    check(cuda::backward<T>(
+        {static_cast<T*>(saved_gradient.data) + offset, grad_output.get(), T(1), gradient.data, dtype, count - offset},
+        nullptr));
     for (int64_t i = 0; i < count - offset; ++i) {
       const double value = dtype == DType::kFloat64   ? static_cast<double*>(gradient.data)[i]
                            : dtype == DType::kFloat32 ? static_cast<float*>(gradient.data)[i]
@@ -141,20 +142,20 @@ void scale(const Params<T>& p, const Memory& residual, DType dtype) {
 
 template <typename T>
 void run(const Case& c) {
-  const Layout layout = layout_of(c, c.layout);
-  const Layout dense = layout_of(c, c.layout == Kind::kEveryOther ? Kind::kContiguous : c.layout);
-  const int64_t elements = extent(c, layout);
+  const Strides strides = strides_of(c, c.layout);
+  const Strides dense = strides_of(c, c.layout == Kind::kEveryOther ? Kind::kContiguous : c.layout);
+  const int64_t elements = extent(c, strides);
   const Memory sr(elements * bytes_of(c.sr));
   const Memory hr(elements * bytes_of(c.hr));
   fill(sr.data, c.sr, elements);
   fill(hr.data, c.hr, elements);
 
-  Params<T> p{};
+  ForwardParams<T> p{};
   std::copy_n(c.size, kLeadingDims, p.leading);
   p.height = c.size[3];
   p.width = c.size[4];
-  p.sr = {sr.data, c.sr, layout};
-  p.hr = {hr.data, c.hr, layout};
+  p.sr = {sr.data, c.sr, strides};
+  p.hr = {hr.data, c.hr, strides};
   p.padding = c.padding;
   p.distance = c.distance;
   p.radius = c.radius;
@@ -162,34 +163,32 @@ void run(const Case& c) {
   p.twice_c1 = T(2e-4);
   p.twice_c2 = T(18e-4);
   p.alpha = p.step = T(1);
-  p.gamma = T(2);
   p.mu = T(-1);
-  p.eps_squared = T(1e-6);
-  p.loss_scale = 1.0 / static_cast<double>(p.numel());
+  fold_scale(p, 2.0, 1e-3, 1.0 / static_cast<double>(p.numel()));
 
-  const Memory residual(p.numel() * sizeof(T));
+  const Memory gradient(p.numel() * sizeof(T));
   const Memory loss(sizeof(T));
   const Memory stats(kNumStats * sizeof(T));
-  p.residual = {static_cast<T*>(residual.data), dense};
+  p.gradient = {static_cast<T*>(gradient.data), dense};
   p.loss = static_cast<T*>(loss.data);
   if (c.everything) p.stats = static_cast<T*>(stats.data);
-  const Memory partials(cuda::forward_partials<T>(p, c.multiprocessors) * sizeof(double));
+  const Memory partials(cuda::workspace_size<T>(p, c.multiprocessors) * sizeof(double));
   const auto ticket = std::make_unique<unsigned>(0);
   ++emulation::order.seed;
   check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, c.multiprocessors, nullptr));
-  expect_numbers(p.residual.data, p.numel(), "residual");
+  expect_numbers(p.gradient.data, p.numel(), "gradient");
   expect_numbers(p.loss, 1, "loss");
   if (c.everything) expect_numbers(p.stats, kNumStats, "stats");
   if (*ticket != 0) fail("the ticket is not 0 after the launch");
-  if (p.numel() <= kMostToScale) scale<T>(p, residual, c.sr);
+  if (p.numel() <= kMostInBackward) backward<T>(p, gradient, c.sr);
   if (!c.everything) return;
 
   // Maps alone need no workspace.
-  for (const MapKind kind : {MapKind::kLoss, MapKind::kSimilarity, MapKind::kAttention}) {
+  for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
     const Memory map(p.numel() * sizeof(T));
     p.map = {static_cast<T*>(map.data), dense};
-    p.map_kind = kind;
-    p.residual = {};
+    p.output = output;
+    p.gradient = {};
     p.loss = p.stats = nullptr;
     check(cuda::forward<T>(p, {nullptr, nullptr}, c.multiprocessors, nullptr));
     expect_numbers(p.map.data, p.numel(), "map");
@@ -212,7 +211,7 @@ std::vector<Case> small_cases() {
     cases.push_back({.size = {1, 1, 3, 9, 65}, .padding = Padding::kReflect, .everything = everything});
   }
   cases.push_back({.size = {1, 1, 1, 9, 12}, .radius = 3});
-  cases.push_back({.size = {1, 1, 1, 9, 130}, .radius = 6});  // two blocks of the direct kernel
+  cases.push_back({.size = {1, 1, 1, 9, 130}, .radius = 6});  // two blocks of the generic kernel
   return cases;
 }
 
