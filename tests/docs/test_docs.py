@@ -1,7 +1,7 @@
-"""README and docs are true: Python blocks run, commands and their options exist, links lead somewhere.
+"""README and docs are true: their Python blocks run, their commands and options exist, their links resolve.
 
-The Python blocks of a page run in order, in one namespace and an empty folder; each block of README runs by itself, as a reader
-copies it. A block that can't run here is not marked as python.
+The Python blocks of a page run in order in one namespace, in an empty folder. Those of README run separately, as users copy
+them. Code that cannot run here is in ```text blocks.
 """
 
 import functools
@@ -18,10 +18,9 @@ import torch
 import pspl_cuda
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    path for folder in (".", "docs", "examples", "benchmarks/results") for path in (ROOT / folder).glob("*.md")
-)
-# Programs whose options are not ours to check.
+FOLDERS = (".", "docs", "docs/dev", "examples", "experiments", "benchmarks/results")
+PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+# Programs whose options are not checked.
 KNOWN_PROGRAMS = {"cd", "git", "ruff", "clang-format", "apt-get", "nvidia-smi", "nvcc", "uv", "source", "export"}
 KNOWN_MODULES = {"pip", "pytest", "venv", "build"}
 
@@ -60,7 +59,7 @@ def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_readme_formula_is_the_loss():
-    """The PyTorch equivalent agrees with the loss as far as its own float32 variances allow."""
+    """README's PyTorch formula agrees with the loss up to the error of its float32 variances."""
     names: dict = {}
     execute(README, *next(block for block in blocks(README, "python") if "def pspl_l1" in block[1]), names)
     generator = torch.Generator().manual_seed(0)
@@ -70,11 +69,13 @@ def test_readme_formula_is_the_loss():
 
 
 def commands(page):
-    """The shell commands of the page, each a list of words: the lines of its bash blocks, and ``python ...`` in running text."""
+    """The shell commands of the page, each a list of words: the lines of its bash blocks, and inline ``python``, ``pip``,
+    ``pytest`` and ``nox`` commands."""
     lines = []
     for _, source in blocks(page, "bash"):
         lines += source.replace("\\\n", " ").splitlines()
-    lines += re.findall(r"(?<!`)`(python [^`]*)`(?!`)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    lines += re.findall(r"(?<!`)`((?:[A-Z_]+=\S+ )*(?:python|pip|pytest|nox) [^`]*)`(?!`)", text)
     found = []
     for line in lines:
         words = shlex.split(line, comments=True)
@@ -92,6 +93,10 @@ def extras():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
     return set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
+
+
+def sessions():
+    return set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
 
 
 @functools.cache
@@ -146,6 +151,9 @@ def test_commands_exist(page):
             check_python(words[script:])
         elif program in ("pip", "pytest"):
             check_tool(words)
+        elif program == "nox":
+            missing = {word for word in words[1:] if not word.startswith("-")} - sessions()
+            assert not missing, f"noxfile.py has no session {missing}"
         else:
             assert program in KNOWN_PROGRAMS, (
                 f"{name_of(page)} uses {program!r}: teach tests/docs/test_docs.py what that is"
@@ -175,8 +183,16 @@ def test_links_lead_somewhere(page):
 
 def test_the_index_lists_every_page():
     index = (ROOT / "docs" / "README.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in index, f"docs/README.md does not list {page.name}"
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"({name})" in index, f"docs/README.md does not list {name}"
+
+
+def test_every_page_is_in_the_built_site():
+    toctree = (ROOT / "docs" / "index.rst").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        assert name == "README" or f"   {name}\n" in toctree, f"docs/index.rst does not list {name}"
 
 
 def test_environment_variables_exist():
