@@ -2,8 +2,8 @@
 // distance and its derivative (Eq. 10), padding.
 //
 // V is a number (float, double) or a vector of them; T is the type of the constants. Math supplies what processors
-// compute differently, for V and for T: reciprocal, normalized_difference, exp2, rsqrt, clamp_variance, absolute,
-// copy_sign and select. The implementations are cuda/primitives.cuh and cpu/simd.h.
+// compute differently, for V and for T: reciprocal, normalized_difference, saturated_difference, exp2, rsqrt,
+// clamp_variance, absolute, copy_sign and select. The implementations are cuda/primitives.cuh and cpu/simd.h.
 #pragma once
 
 #include <cmath>
@@ -57,7 +57,8 @@ struct Moments {
 
 // Eq. 5 through S = mu_x + mu_y, D = mu_x - mu_y and the variances of s and d:
 //   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the
-//   variances. variance_s includes 2 C2. A NaN or Inf in a variance is in its mean as well, so the clamp may drop it.
+//   variances. variance_s includes 2 C2. A NaN or Inf in a variance is in its mean as well, so the second factor may
+//   drop it.
 template <typename Math, typename V, typename T>
 PSPL_FN V similarity(V mean_s, V mean_d, V variance_s, V variance_d, T twice_c1, T twice_c2) {
   const V luminance = Math::normalized_difference(mean_s * mean_s + twice_c1, mean_d * mean_d);
@@ -131,9 +132,12 @@ PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T 
 
 // Multiplies every pixel's loss and gradient by `scale` (1/n for a mean, the weight of the loss) at no cost per pixel.
 // Eq. 10 is homogeneous in (M_a, eps): of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps. So it
-// suffices to scale gamma and eps, on the host. eps^2 stays a normal number: below that its effect is less than rounding.
+// suffices to scale gamma and eps, on the host. eps^2 stays a normal number: below that its effect is less than
+// rounding. The saved gradient is larger by 2^exponent, which keeps float16 in range; loss_scale takes it back exactly.
 template <typename T>
-void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale) {
+void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale, int exponent) {
+  p.loss_scale = std::ldexp(1.0, -exponent);
+  scale = std::ldexp(scale, exponent);
   const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
   p.gamma = static_cast<T>(gamma * factor);
   // As rounded, so that the mean attention can be recovered from the sum of the scaled one.
@@ -146,7 +150,7 @@ void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale) {
 template <typename T>
 PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
   if (sum == kLossSum) {
-    if (p.loss != nullptr) *p.loss = static_cast<T>(total);
+    if (p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
   } else if (p.stats != nullptr) {
     // Divided, not multiplied by 1 / n: the mean of n ones is 1.
     const double mean = total / static_cast<double>(p.numel());

@@ -57,6 +57,15 @@ struct OutputImage {
   Strides strides;
 };
 
+// The saved gradient in its own dtype; data is null if it is not asked for.
+struct GradientImage {
+  void* data;
+  DType dtype;
+  Strides strides;
+};
+
+constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // T is the compute type: float, or double if an input is float64.
 template <typename T>
 struct ForwardParams {
@@ -68,8 +77,8 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(loss)/d(sr): the finished gradient for grad_output = 1.
-  OutputImage<T> gradient;
+  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once.
+  GradientImage gradient;
   OutputImage<T> map;
   Output output;
 
@@ -92,20 +101,23 @@ struct ForwardParams {
 
   // Makes each pixel's loss and gradient those of the reduced loss, times its weight: see fold_scale().
   double attention_scale;
-  T* loss;   // 0-dim; null if no reduced loss is asked for
-  T* stats;  // [kNumStats]; null if not asked for
+  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see fold_scale()
+  T* loss;            // 0-dim; null if no reduced loss is asked for
+  T* stats;           // [kNumStats]; null if not asked for
 
   PSPL_FN int64_t planes() const { return leading[0] * leading[1] * leading[2]; }
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in the compute type
-// and rounded once to the gradient's dtype. The two may be the same memory.
+// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in T and rounded once
+// to dtype. saved_dtype is T's or dtype. In place if gradient is saved_gradient: then a product of 1 leaves the memory
+// untouched.
 template <typename T>
 struct BackwardParams {
-  const T* saved_gradient;
+  const void* saved_gradient;
+  DType saved_dtype;
   const T* grad_output;  // 0-dim, in the kernel's memory
-  T factor;              // 1 for sr, -1 for hr
+  T factor;              // loss_scale for sr, -loss_scale for hr
   void* gradient;
   DType dtype;
   int64_t numel;

@@ -14,23 +14,28 @@ from .config import DISTANCES, OUTPUTS, PADDINGS, Config
 
 _DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 
-# Returns the result (0-dim for output mean and sum, else sr's shape and layout), loss_weight times the
-# gradient for grad_output = 1 (sr's shape and layout; empty unless asked for) and the statistics ([4]; empty unless asked for), all in the compute type:
-# float64 if an image is float64, else float32. step is used where step_tensor is None. padding, distance and output are
-# positions in PADDINGS, DISTANCES and OUTPUTS.
+# Returns, for s = loss_weight and the gradient of sr for grad_output = 1:
+#   result          s times the loss, 0-dim for output mean and sum; else a map of sr's shape and layout
+#   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
+#   stats           [4] in the order of PSPLStats; empty unless asked for
+# result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
+# padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 _DEFINITIONS.define(
     "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
-    "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, "
-    "float loss_weight, int output, bool with_gradient, bool with_stats) -> (Tensor result, Tensor saved_gradient, Tensor stats)",
+    "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, float loss_weight, "
+    "int gradient_exponent, int output, ScalarType? gradient_dtype, bool with_stats) "
+    "-> (Tensor result, Tensor saved_gradient, Tensor stats)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# Returns saved_gradient * grad_output (or its negative), formed in saved_gradient's dtype and rounded once to dtype.
+# Returns factor * grad_output * saved_gradient, formed in grad_output's dtype and rounded once to dtype.
 _DEFINITIONS.define(
-    "backward(Tensor saved_gradient, Tensor grad_output, bool negate, ScalarType dtype) -> Tensor",
+    "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# The same in saved_gradient's own memory.
-_DEFINITIONS.define("backward_(Tensor(a!) saved_gradient, Tensor grad_output) -> ()", tags=torch.Tag.pt2_compliant_tag)
+# The same in saved_gradient's own memory, which a product of 1 leaves untouched.
+_DEFINITIONS.define(
+    "backward_(Tensor(a!) saved_gradient, Tensor grad_output, float factor) -> ()", tags=torch.Tag.pt2_compliant_tag
+)
 # The instruction set that the CPU kernels use: "avx512", "avx2" or "baseline".
 _DEFINITIONS.define("cpu_instruction_set() -> str")
 
@@ -50,7 +55,8 @@ def forward(
     output: str,
     *,
     loss_weight: float = 1.0,
-    with_gradient: bool = False,
+    gradient_dtype: torch.dtype | None = None,
+    gradient_exponent: int = 0,
     with_stats: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the fused forward pass on the images' device; ``output`` is one of OUTPUTS, the results are the schema's."""
@@ -72,22 +78,23 @@ def forward(
         distance=DISTANCES.index(config.distance),
         eps=config.eps,
         loss_weight=loss_weight,
+        gradient_exponent=gradient_exponent,
         output=OUTPUTS.index(output),
-        with_gradient=with_gradient,
+        gradient_dtype=gradient_dtype,
         with_stats=with_stats,
     )
 
 
-def backward(saved_gradient: Tensor, grad_output: Tensor, *, negate: bool, dtype: torch.dtype) -> Tensor:
-    """Return ``saved_gradient * grad_output`` (or its negative) in ``dtype``; ``grad_output`` is 0-dim."""
+def backward(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """Return ``factor * grad_output * saved_gradient`` in ``dtype``; ``grad_output`` is 0-dim, float32 or float64."""
     return torch.ops.pspl_cuda.backward.default(
-        saved_gradient=saved_gradient, grad_output=grad_output, negate=negate, dtype=dtype
+        saved_gradient=saved_gradient, grad_output=grad_output, factor=factor, dtype=dtype
     )
 
 
-def backward_(saved_gradient: Tensor, grad_output: Tensor) -> Tensor:
-    """:func:`backward` in ``saved_gradient``'s own memory."""
-    torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output)
+def backward_(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> Tensor:
+    """:func:`backward` in ``saved_gradient``'s own memory and dtype."""
+    torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output, factor=factor)
     return saved_gradient
 
 
@@ -109,22 +116,23 @@ def _forward_fake(
     distance: int,
     eps: float,
     loss_weight: float,
+    gradient_exponent: int,
     output: int,
-    with_gradient: bool,
+    gradient_dtype: torch.dtype | None,
     with_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(sr, hr)
     reduced = OUTPUTS[output] in ("mean", "sum")
     result = sr.new_empty((), dtype=dtype) if reduced else torch.empty_like(sr, dtype=dtype)
-    saved_gradient = torch.empty_like(sr, dtype=dtype) if with_gradient else sr.new_empty(0, dtype=dtype)
+    saved_gradient = torch.empty_like(sr, dtype=gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
     return result, saved_gradient, sr.new_empty(4 if with_stats else 0, dtype=dtype)
 
 
 @torch.library.register_fake("pspl_cuda::backward")
-def _backward_fake(saved_gradient: Tensor, grad_output: Tensor, negate: bool, dtype: torch.dtype) -> Tensor:
+def _backward_fake(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(saved_gradient, dtype=dtype)
 
 
 @torch.library.register_fake("pspl_cuda::backward_")
-def _backward_in_place_fake(saved_gradient: Tensor, grad_output: Tensor) -> None:
+def _backward_in_place_fake(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> None:
     return None

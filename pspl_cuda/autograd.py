@@ -5,6 +5,7 @@ The forward pass writes the finished gradient; the backward pass multiplies it b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class _Loss(torch.autograd.Function):
         with_stats: bool,
         loss_weight: float,
     ) -> tuple[Tensor, Tensor]:
+        gradient_dtype, exponent = _saved_format(sr, hr, config, loss_weight, ctx.needs_input_grad[1])
         value, saved_gradient, stats = _ops.forward(
             sr,
             hr,
@@ -80,13 +82,15 @@ class _Loss(torch.autograd.Function):
             config,
             config.reduction,
             loss_weight=loss_weight,
-            with_gradient=True,
+            gradient_dtype=gradient_dtype,
+            gradient_exponent=exponent,
             with_stats=with_stats,
         )
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.config = config
         ctx.loss_weight = loss_weight
+        ctx.factor = math.ldexp(1.0, -exponent)
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
         # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an
@@ -107,24 +111,52 @@ class _Loss(torch.autograd.Function):
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
         sr_gradient = hr_gradient = None
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or grad_output.dim() > 0 or _peek_transforms():
-            # create_graph, a gradient per pixel, batched gradients, and compiled graphs, which fuse the multiplication: PyTorch.
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or grad_output.dim() > 0
+            or _peek_transforms() is not None
+        ):
+            # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
             if torch.is_grad_enabled() and ctx.curved:
-                saved_gradient = _differentiable_gradient(ctx, images)
-            gradient = saved_gradient * grad_output
+                gradient = _differentiable_gradient(ctx, images) * grad_output
+            else:
+                # In grad_output's type: a 0-dim factor beyond the range of float16 must not be rounded to it.
+                gradient = saved_gradient.to(grad_output.dtype) * (grad_output * ctx.factor)
             if needs_sr:
                 sr_gradient = gradient.to(ctx.dtypes[0])
             if needs_hr:
                 hr_gradient = _with_strides((-gradient).to(ctx.dtypes[1]), ctx.hr_strides)
         else:
             if needs_hr:
-                gradient = _ops.backward(saved_gradient, grad_output, negate=True, dtype=ctx.dtypes[1])
+                gradient = _ops.backward(saved_gradient, grad_output, -ctx.factor, ctx.dtypes[1])
                 hr_gradient = _with_strides(gradient, ctx.hr_strides)
             if needs_sr and ctx.dtypes[0] == saved_gradient.dtype and not _keeps_graph():
-                sr_gradient = _ops.backward_(saved_gradient, grad_output)
+                sr_gradient = _ops.backward_(saved_gradient, grad_output, ctx.factor)
             elif needs_sr:
-                sr_gradient = _ops.backward(saved_gradient, grad_output, negate=False, dtype=ctx.dtypes[0])
+                sr_gradient = _ops.backward(saved_gradient, grad_output, ctx.factor, ctx.dtypes[0])
         return sr_gradient, hr_gradient, None, None, None, None
+
+
+def _saved_format(
+    sr: Tensor, hr: Tensor, config: Config, loss_weight: float, needs_hr: bool
+) -> tuple[torch.dtype, int]:
+    """The dtype of the saved gradient and its exponent: it is 2^exponent times the gradient.
+
+    It is ``sr``'s dtype where that loses nothing, so that its memory becomes the gradient's: each value is rounded once. float16
+    would underflow under the factor 1/n and has its scale brought to [1, 2); the values are then at most 2 gamma, but for l2,
+    whose gradient has no bound.
+    """
+    compute = _ops.compute_dtype(sr, hr)
+    if compute == torch.float64 or (needs_hr and sr.dtype != hr.dtype):
+        return compute, 0
+    if sr.dtype != torch.float16:
+        return sr.dtype, 0
+    bounded = config.distance != "l2" and config.gamma <= 2.0**14 and config.reduction != "none"
+    if not bounded or torch.compiler.is_compiling():
+        return compute, 0
+    scale = loss_weight / sr.numel() if config.reduction == "mean" else loss_weight
+    return sr.dtype, 1 - math.frexp(scale)[1]
 
 
 # Whether the backward pass under way keeps its graph (retain_graph). Otherwise nobody needs a saved tensor again, and its memory

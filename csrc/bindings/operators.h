@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -63,6 +64,10 @@ inline InputImage input_image(const Tensor& tensor, const char* name) {
   return {tensor.const_data_ptr(), dtype_of(tensor, name), strides_of(tensor)};
 }
 
+inline GradientImage gradient_image(Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), dtype_of(tensor, "saved_gradient"), strides_of(tensor)};
+}
+
 template <typename T>
 OutputImage<T> output_image(Tensor& tensor) {
   return {static_cast<T*>(tensor.mutable_data_ptr()), strides_of(tensor)};
@@ -93,6 +98,7 @@ struct Constants {
   int64_t padding;
   int64_t distance;
   double eps, loss_weight;
+  int64_t gradient_exponent;
 };
 
 // Everything but the outputs. pspl_cuda/config.py has checked all this with better sentences; these checks guard
@@ -115,6 +121,8 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   STD_TORCH_CHECK(constants.distance >= 0 && constants.distance <= static_cast<int64_t>(Distance::kCharbonnier),
                   "unknown distance ", constants.distance, ".");
   STD_TORCH_CHECK(output >= 0 && output <= static_cast<int64_t>(Output::kAttentionMap), "unknown output ", output, ".");
+  STD_TORCH_CHECK(std::abs(constants.gradient_exponent) < 1000, "gradient_exponent is ", constants.gradient_exponent,
+                  ".");
   STD_TORCH_CHECK(constants.loss_weight > 0, "loss_weight must be above 0, but is ", constants.loss_weight, ".");
 
   ForwardParams<T> p{};
@@ -137,7 +145,7 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   p.output = static_cast<Output>(output);
   const double weight = p.output == Output::kAttentionMap ? 1.0 : constants.loss_weight;
   const double elements = p.output == Output::kMean ? static_cast<double>(p.numel()) : 1.0;
-  fold_scale(p, constants.gamma, constants.eps, weight / elements);
+  fold_scale(p, constants.gamma, constants.eps, weight / elements, static_cast<int>(constants.gradient_exponent));
 
   p.step = static_cast<T>(step);
   if (step_tensor.has_value()) {
@@ -159,19 +167,22 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
 //   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
 //   template <typename T> static void backward(const BackwardParams<T>&, const Tensor& on_device);
 template <typename Backend, typename T>
-std::tuple<Tensor, Tensor, Tensor> forward_in(ForwardParams<T> p, const Tensor& sr, bool with_gradient,
-                                              bool with_stats) {
+std::tuple<Tensor, Tensor, Tensor> forward_in(ForwardParams<T> p, const Tensor& sr,
+                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
   constexpr ScalarType dtype = kScalarType<T>;
   const bool reduced = p.output == Output::kMean || p.output == Output::kSum;
   Tensor result = reduced ? empty(sr, {}, dtype) : empty_like(sr, dtype);
-  Tensor gradient = with_gradient ? empty_like(sr, dtype) : empty(sr, {0}, dtype);
+  Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty(sr, {0}, dtype);
   Tensor stats = empty(sr, {with_stats ? kNumStats : 0}, dtype);
   if (reduced) {
     p.loss = static_cast<T*>(result.mutable_data_ptr());
   } else {
     p.map = output_image<T>(result);
   }
-  if (with_gradient) p.gradient = output_image<T>(gradient);
+  if (gradient_dtype) p.gradient = gradient_image(gradient);
+  STD_TORCH_CHECK(
+      sizeof(T) == 4 ? p.gradient.dtype != DType::kFloat64 : !gradient_dtype || p.gradient.dtype == DType::kFloat64,
+      "gradient_dtype must be float64 if an image is float64, and only then.");
   if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
   Backend::template forward<T>(p, sr);
   return {result, gradient, stats};
@@ -182,9 +193,11 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr
                                               double step, double alpha, double beta, double gamma, double mu,
                                               int64_t window_size, double sigma, double c1, double c2, int64_t padding,
                                               int64_t distance, double eps, double loss_weight,
-                                              int64_t output, bool with_gradient, bool with_stats) {
-  const Constants constants{alpha, beta, gamma, mu, window_size, sigma, c1, c2, padding, distance, eps, loss_weight};
-  const auto run = [&](auto params) { return forward_in<Backend>(params, sr, with_gradient, with_stats); };
+                                              int64_t gradient_exponent, int64_t output,
+                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
+  const Constants constants{alpha,   beta,     gamma, mu,          window_size,      sigma, c1, c2,
+                            padding, distance, eps,   loss_weight, gradient_exponent};
+  const auto run = [&](auto params) { return forward_in<Backend>(params, sr, gradient_dtype, with_stats); };
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   return wide ? run(fill_params<double>(sr, hr, step_tensor, step, constants, output))
               : run(fill_params<float>(sr, hr, step_tensor, step, constants, output));
@@ -203,22 +216,26 @@ inline bool is_dense(const Tensor& tensor) {
 }
 
 template <typename Backend>
-void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, bool negate) {
-  const ScalarType compute = saved_gradient.scalar_type();
-  STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double,
-                  "saved_gradient must be float32 or float64.");
+void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, double factor) {
+  const ScalarType compute = grad_output.scalar_type();
+  const ScalarType saved = saved_gradient.scalar_type();
+  const ScalarType dtype = gradient.scalar_type();
   // Then both are dense with the same strides: element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
-  STD_TORCH_CHECK(
-      grad_output.dim() == 0 && grad_output.scalar_type() == compute && grad_output.device() == saved_gradient.device(),
-      "grad_output must be a 0-dim tensor of saved_gradient's dtype and device.");
-  STD_TORCH_CHECK(gradient.scalar_type() != ScalarType::Double || compute == ScalarType::Double,
-                  "a float64 gradient needs a float64 saved_gradient.");
+  STD_TORCH_CHECK(grad_output.dim() == 0 && (compute == ScalarType::Float || compute == ScalarType::Double) &&
+                      grad_output.device() == saved_gradient.device(),
+                  "grad_output must be a 0-dim float32 or float64 tensor on saved_gradient's device.");
+  STD_TORCH_CHECK(saved == compute || (saved == dtype && compute == ScalarType::Float),
+                  "saved_gradient must have the dtype of grad_output, or that of the gradient with a float32 "
+                  "grad_output.");
+  STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double,
+                  "a float64 gradient needs a float64 grad_output.");
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const BackwardParams<T> p{static_cast<const T*>(saved_gradient.const_data_ptr()),
+    const BackwardParams<T> p{saved_gradient.const_data_ptr(),
+                              dtype_of(saved_gradient, "saved_gradient"),
                               static_cast<const T*>(grad_output.const_data_ptr()),
-                              negate ? T(-1) : T(1),
+                              static_cast<T>(factor),
                               gradient.mutable_data_ptr(),
                               dtype_of(gradient, "dtype"),
                               saved_gradient.numel()};
@@ -228,15 +245,15 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
 }
 
 template <typename Backend>
-Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, bool negate, ScalarType dtype) {
+Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, double factor, ScalarType dtype) {
   Tensor gradient = empty_like(saved_gradient, dtype);
-  backward_into<Backend>(gradient, saved_gradient, grad_output, negate);
+  backward_into<Backend>(gradient, saved_gradient, grad_output, factor);
   return gradient;
 }
 
 template <typename Backend>
-void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output) {
-  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, false);
+void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output, double factor) {
+  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, factor);
 }
 
 }  // namespace pspl

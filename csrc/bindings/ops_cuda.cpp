@@ -33,6 +33,12 @@ cudaStream_t current_stream(const Tensor& on_device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+int multiprocessors_of(const Tensor& on_device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, on_device.get_device()), on_device);
+  return count;
+}
+
 // The counter that tells the last block of a launch that it is the last. A launch leaves it at 0, so launches that
 // follow one another on a stream share one. A captured graph may be replayed on any stream, beside others: it gets a
 // counter of its own, zeroed in the graph.
@@ -58,8 +64,7 @@ struct CudaBackend {
   static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
     const cudaStream_t stream = current_stream(on_device);
-    int multiprocessors = 0;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, on_device.get_device()), on_device);
+    const int multiprocessors = multiprocessors_of(on_device);
     if (params.loss == nullptr && params.stats == nullptr) {
       check(cuda::forward<T>(params, {nullptr, nullptr}, multiprocessors, stream), on_device);
       return;
@@ -74,7 +79,7 @@ struct CudaBackend {
   template <typename T>
   static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::backward<T>(params, current_stream(on_device)), on_device);
+    check(cuda::backward<T>(params, multiprocessors_of(on_device), current_stream(on_device)), on_device);
   }
 };
 

@@ -1,4 +1,4 @@
-// The backward pass: gradient = factor * grad_output * saved_gradient.
+// The backward pass: gradient = factor * grad_output * saved_gradient. In place there is nearly always nothing to do.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,17 @@ struct BackwardJobs {
   const T factor;
 };
 
+template <typename S, typename T, typename E>
+PSPL_INLINE void scale(const S* from, T factor, E* to, int64_t count) {
+  // The same memory or disjoint: no element depends on another.
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
+#pragma GCC ivdep
+#endif
+  for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(T(widen(from[i])) * factor);
+}
+
 template <typename T>
 void backward_job(void* context, int64_t job) {
   const auto& jobs = *static_cast<const BackwardJobs<T>*>(context);
@@ -28,23 +39,21 @@ void backward_job(void* context, int64_t job) {
   const T factor = jobs.factor;
   const int64_t begin = job * kBackwardChunk;
   const int64_t count = p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk;
-  const T* from = p.saved_gradient + begin;
   with_element(p.dtype, [&](auto* type) {
     using E = std::remove_pointer_t<decltype(type)>;
-    E* to = static_cast<E*>(p.gradient) + begin;
-    // The same memory or disjoint: no element depends on another.
-#if defined(__clang__)
-#pragma clang loop vectorize(assume_safety)
-#else
-#pragma GCC ivdep
-#endif
-    for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(from[i] * factor);
+    E* const to = static_cast<E*>(p.gradient) + begin;
+    if (p.saved_dtype == p.dtype) {
+      scale(static_cast<const E*>(p.saved_gradient) + begin, factor, to, count);
+    } else {
+      scale(static_cast<const T*>(p.saved_gradient) + begin, factor, to, count);
+    }
   });
 }
 
 template <typename T>
 void backward(const BackwardParams<T>& params, ParallelFor parallel_for) {
   BackwardJobs<T> jobs{params, *params.grad_output * params.factor};
+  if (params.gradient == params.saved_gradient && jobs.factor == T(1)) return;
   parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job<T>, &jobs);
 }
 

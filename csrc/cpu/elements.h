@@ -83,8 +83,6 @@ struct Narrow<Half> {
   }
 };
 
-constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
 // Calls visit with a null pointer to the type of the elements, for its type.
 template <typename Visit>
 PSPL_INLINE auto with_element(DType dtype, Visit visit) {

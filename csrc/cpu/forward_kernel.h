@@ -229,9 +229,10 @@ class TileKernel {
     V* const loss_line = line(kLoss);
     const V* const inside = line(kInside);
     // Straight to the user's memory if the row is dense there, and whole vectors wide.
-    const bool in_place =
-        p_.gradient.data != nullptr && p_.gradient.strides.column == 1 && columns_ == vectors_ * kLanes;
-    T* const gradient = in_place ? address(p_.gradient, y) : scalars(kGradient);
+    const bool in_place = p_.gradient.data != nullptr && size_of(p_.gradient.dtype) == sizeof(T) &&
+                          p_.gradient.strides.column == 1 && columns_ == vectors_ * kLanes;
+    T* const gradient =
+        in_place ? static_cast<T*>(p_.gradient.data) + offset(p_.gradient.strides, y) : scalars(kGradient);
     V sum(T(0));
     for (int v = 0, vectors = vectors_; v < vectors; ++v) {
       const V m_a = attention<Simd>(similarity[v], inverse_delta, gamma, mu);
@@ -242,7 +243,12 @@ class TileKernel {
       sum = sum + only(inside[v], w.loss);
     }
     add(kLossSum, sum);
-    if (p_.gradient.data != nullptr && !in_place) write(p_.gradient, y, line(kGradient));
+    if (p_.gradient.data != nullptr && !in_place) {
+      with_element(p_.gradient.dtype, [&](auto* type) {
+        using E = std::remove_pointer_t<decltype(type)>;
+        write(static_cast<E*>(p_.gradient.data), p_.gradient.strides, y, line(kGradient));
+      });
+    }
   }
 
   void add_stats(const Cell* cells, const V* similarity) {
@@ -264,18 +270,22 @@ class TileKernel {
     for (int lane = 0; lane < kLanes; ++lane) sums_[which][lane] += lanes[lane];
   }
 
-  T* address(const OutputImage<T>& image, int64_t y) const {
-    return image.data + tile_.offset(image.strides) + y * image.strides.row + tile_.left * image.strides.column;
+  // Of the tile's first element in row y.
+  int64_t offset(const Strides& strides, int64_t y) const {
+    return tile_.offset(strides) + y * strides.row + tile_.left * strides.column;
   }
 
-  void write(const OutputImage<T>& image, int64_t y, const V* row) const {
+  void write(const OutputImage<T>& image, int64_t y, const V* row) const { write(image.data, image.strides, y, row); }
+
+  template <typename E>
+  void write(E* data, const Strides& strides, int64_t y, const V* row) const {
     const T* from = reinterpret_cast<const T*>(row);
-    T* to = address(image, y);
-    const int64_t stride = image.strides.column;
+    E* to = data + offset(strides, y);
+    const int64_t stride = strides.column;
     if (stride == 1) {
-      __builtin_memcpy(to, from, columns_ * sizeof(T));
+      for (int i = 0; i < columns_; ++i) to[i] = Narrow<E>::from(from[i]);
     } else {
-      for (int i = 0; i < columns_; ++i) to[i * stride] = from[i];
+      for (int i = 0; i < columns_; ++i) to[i * stride] = Narrow<E>::from(from[i]);
     }
   }
 

@@ -1,4 +1,5 @@
-// The backward pass: one read and one write per element.
+// The backward pass. grad_output is nearly always 1, and then the saved gradient is the gradient: in place, the kernel
+// reads the scalar on the device and leaves, without a wait on the host, also inside a captured graph.
 #pragma once
 
 #include "primitives.cuh"
@@ -10,20 +11,26 @@ struct alignas(sizeof(E) * kPerThread) Packet {
   E element[kPerThread];
 };
 
-// kPerThread elements at once where both pointers allow it; the last, incomplete packet goes element by element.
-template <typename T, typename E, int kPerThread>
+// S is the saved element type, E the gradient's. Threads stride over packets of kPerThread elements, which are aligned
+// if kPerThread is above 1; the last, incomplete packet goes element by element.
+template <typename T, typename S, typename E, int kPerThread>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams<T> p) {
   const T factor = *p.grad_output * p.factor;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread;
+  const S* const saved = static_cast<const S*>(p.saved_gradient);
   E* const gradient = static_cast<E*>(p.gradient);
-  if (first + kPerThread <= p.numel) {
-    const auto in = *reinterpret_cast<const Packet<T, kPerThread>*>(p.saved_gradient + first);
-    Packet<E, kPerThread> out;
+  if (p.gradient == p.saved_gradient && factor == T(1)) return;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kPerThread;
+  for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread; first < p.numel;
+       first += step) {
+    if (first + kPerThread <= p.numel) {
+      const auto in = *reinterpret_cast<const Packet<S, kPerThread>*>(saved + first);
+      Packet<E, kPerThread> out;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(in.element[i] * factor);
-    *reinterpret_cast<Packet<E, kPerThread>*>(gradient + first) = out;
-  } else {
-    for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(p.saved_gradient[i] * factor);
+      for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(convert<T>(in.element[i]) * factor);
+      *reinterpret_cast<Packet<E, kPerThread>*>(gradient + first) = out;
+    } else {
+      for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(convert<T>(saved[i]) * factor);
+    }
   }
 }
 

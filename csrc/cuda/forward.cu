@@ -5,28 +5,31 @@
 namespace pspl::cuda {
 
 // Instantiated in instances/.
-#define PSPL_DECLARE_STRIPS(T, E) \
-  extern template cudaError_t launch_strips<T, E>(const ForwardParams<T>&, const Workspace&, int, cudaStream_t)
-PSPL_DECLARE_STRIPS(float, float);
-PSPL_DECLARE_STRIPS(float, __half);
-PSPL_DECLARE_STRIPS(float, __nv_bfloat16);
-PSPL_DECLARE_STRIPS(float, AnyType);
-PSPL_DECLARE_STRIPS(double, AnyType);
+#define PSPL_DECLARE_STRIPS(T, Sr, Hr) \
+  extern template cudaError_t launch_strips<T, Sr, Hr>(const ForwardParams<T>&, const Workspace&, int, cudaStream_t)
+PSPL_DECLARE_STRIPS(float, float, float);
+PSPL_DECLARE_STRIPS(float, __half, __half);
+PSPL_DECLARE_STRIPS(float, __nv_bfloat16, __nv_bfloat16);
+PSPL_DECLARE_STRIPS(float, __half, float);
+PSPL_DECLARE_STRIPS(float, __nv_bfloat16, float);
+PSPL_DECLARE_STRIPS(float, AnyType, AnyType);
+PSPL_DECLARE_STRIPS(double, AnyType, AnyType);
 #undef PSPL_DECLARE_STRIPS
 
 namespace {
 
-// Calls use(E{}) with the element type that both images share, or with AnyType.
+// Calls use(Sr{}, Hr{}) with the images' element types if that pair has kernels, else with AnyType.
 template <typename T, typename Use>
-auto with_element_type(const ForwardParams<T>& p, Use use) {
+auto with_element_types(const ForwardParams<T>& p, Use use) {
   if constexpr (sizeof(T) == 4) {
-    if (p.sr.dtype == p.hr.dtype) {
-      if (p.sr.dtype == DType::kFloat32) return use(float{});
-      if (p.sr.dtype == DType::kFloat16) return use(__half{});
-      if (p.sr.dtype == DType::kBFloat16) return use(__nv_bfloat16{});
-    }
+    const DType sr = p.sr.dtype, hr = p.hr.dtype;
+    if (sr == DType::kFloat32 && hr == DType::kFloat32) return use(float{}, float{});
+    if (sr == DType::kFloat16 && hr == DType::kFloat16) return use(__half{}, __half{});
+    if (sr == DType::kBFloat16 && hr == DType::kBFloat16) return use(__nv_bfloat16{}, __nv_bfloat16{});
+    if (sr == DType::kFloat16 && hr == DType::kFloat32) return use(__half{}, float{});
+    if (sr == DType::kBFloat16 && hr == DType::kFloat32) return use(__nv_bfloat16{}, float{});
   }
-  return use(AnyType{});
+  return use(AnyType{}, AnyType{});
 }
 
 template <typename T>
@@ -45,8 +48,8 @@ int64_t generic_blocks(const ForwardParams<T>& p) {
 
 template <typename T>
 int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors) {
-  return with_element_type(params, [&](auto element) -> int64_t {
-    const bool strips = has_strip_kernel<T, decltype(element)>(params);
+  return with_element_types(params, [&](auto sr, auto hr) -> int64_t {
+    const bool strips = has_strip_kernel<T, decltype(sr), decltype(hr)>(params);
     return kNumSums * (strips ? strip_blocks(plan_strips(params, multiprocessors)) : generic_blocks(params));
   });
 }
@@ -54,9 +57,12 @@ int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors) {
 template <typename T>
 cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, int multiprocessors,
                     cudaStream_t stream) {
-  return with_element_type(params, [&](auto element) {
-    using E = decltype(element);
-    if (has_strip_kernel<T, E>(params)) return launch_strips<T, E>(params, workspace, multiprocessors, stream);
+  return with_element_types(params, [&](auto sr, auto hr) {
+    using Sr = decltype(sr);
+    using Hr = decltype(hr);
+    if (has_strip_kernel<T, Sr, Hr>(params)) {
+      return launch_strips<T, Sr, Hr>(params, workspace, multiprocessors, stream);
+    }
     const int64_t blocks = generic_blocks(params);
     if (!has_short_indices(params, blocks)) return cudaErrorInvalidConfiguration;
     return launch(&generic_forward<T>, blocks, sizeof(GenericShared), stream, params, plan_generic(params), workspace);

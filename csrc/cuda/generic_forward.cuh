@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const T gradient = emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, map_offset, sums);
     if (p.gradient.data != nullptr) {
       const Strides& out = p.gradient.strides;
-      p.gradient.data[out.plane_offset(i0, i1, i2) + row * out.row + column * out.column] = gradient;
+      store_gradient(p.gradient, out.plane_offset(i0, i1, i2) + row * out.row + column * out.column, gradient);
     }
   }
   reduce_and_store(p, sums, workspace, shared.reduce);

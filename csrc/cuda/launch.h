@@ -23,6 +23,6 @@ cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, 
                     cudaStream_t stream);
 
 template <typename T>
-cudaError_t backward(const BackwardParams<T>& params, cudaStream_t stream);
+cudaError_t backward(const BackwardParams<T>& params, int multiprocessors, cudaStream_t stream);
 
 }  // namespace pspl::cuda

@@ -17,6 +17,9 @@ template <Work kWork>
 constexpr bool kHasStats = kWork == Work::kL1Stats || kWork == Work::kAll;
 
 template <Work kWork>
+constexpr bool kHasAnyDistance = kWork == Work::kDistance || kWork == Work::kAll;
+
+template <Work kWork>
 constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 
 // Returns the gradient. A pixel that is not valid lies beside the image and adds to no sum.
@@ -25,7 +28,7 @@ __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments
                                         T difference, bool valid, int64_t map_offset, Sums<T, kSumCount<kWork>>& sums) {
   const T m_s = similarity<DeviceMath>(moments, pivot, p.twice_c1, p.twice_c2);
   const T m_a = attention<DeviceMath>(m_s, inverse_delta, p.gamma, p.mu);
-  const Distance distance = kWork == Work::kL1 || kWork == Work::kL1Stats ? Distance::kL1 : p.distance;
+  const Distance distance = kHasAnyDistance<kWork> ? p.distance : Distance::kL1;
   const PixelLoss<T> pixel = pixel_loss<DeviceMath>(distance, m_a, difference, p.eps_squared);
   sums.value[kLossSum] += valid ? pixel.loss : T(0);
   if constexpr (kHasStats<kWork>) {

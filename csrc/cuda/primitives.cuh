@@ -82,6 +82,14 @@ struct DeviceMath {
     return 1.0 - 2.0 * (b / (a + b));
   }
 
+  // The same without the excess: the product is clamped to [0, 1], which is part of the multiplication. NaN becomes 1.
+  static __device__ __forceinline__ float saturated_difference(float a, float b) {
+    return fmaf(__saturatef(b * rcp_approx(a + b)), -2.0f, 1.0f);
+  }
+  static __device__ __forceinline__ double saturated_difference(double a, double b) {
+    return normalized_difference(a, b);
+  }
+
   // 1 / x, refined by one Newton step to about half an ulp. An exact division would be a function call.
   static __device__ __forceinline__ float reciprocal(float x) {
     const float rough = rcp_approx(x);
@@ -139,6 +147,36 @@ __device__ inline E round_to(T value) {
   }
 }
 
+// Two values rounded once, in one aligned store.
+__device__ inline void store_pair(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
+__device__ inline void store_pair(__half* to, float a, float b) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(a, b);
+}
+__device__ inline void store_pair(__nv_bfloat16* to, float a, float b) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
+}
+
+// Calls use(E{}) with the element type of a dtype.
+template <typename Use>
+__device__ inline auto with_element(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return use(double{});
+    case DType::kFloat16:
+      return use(__half{});
+    case DType::kBFloat16:
+      return use(__nv_bfloat16{});
+    default:
+      return use(float{});
+  }
+}
+
+template <typename E>
+constexpr DType kDTypeOf = std::is_same_v<E, float>    ? DType::kFloat32
+                           : std::is_same_v<E, double> ? DType::kFloat64
+                           : std::is_same_v<E, __half> ? DType::kFloat16
+                                                       : DType::kBFloat16;
+
 // Element tag of images whose dtype is looked up at run time: mixed dtypes, and float64.
 struct AnyType {};
 
@@ -156,17 +194,18 @@ struct Reader<T, AnyType> {
   DType dtype;
   __device__ explicit Reader(const InputImage& image) : data(image.data), dtype(image.dtype) {}
   __device__ T operator()(int64_t offset) const {
-    switch (dtype) {
-      case DType::kFloat64:
-        return convert<T>(static_cast<const double*>(data)[offset]);
-      case DType::kFloat16:
-        return convert<T>(static_cast<const __half*>(data)[offset]);
-      case DType::kBFloat16:
-        return convert<T>(static_cast<const __nv_bfloat16*>(data)[offset]);
-      default:
-        return convert<T>(static_cast<const float*>(data)[offset]);
-    }
+    return with_element(dtype,
+                        [&](auto element) { return convert<T>(static_cast<const decltype(element)*>(data)[offset]); });
   }
 };
+
+// Stores one value of the gradient in its own dtype.
+template <typename T>
+__device__ inline void store_gradient(const GradientImage& gradient, int64_t offset, T value) {
+  with_element(gradient.dtype, [&](auto element) {
+    using E = decltype(element);
+    static_cast<E*>(gradient.data)[offset] = round_to<E>(value);
+  });
+}
 
 }  // namespace pspl::cuda

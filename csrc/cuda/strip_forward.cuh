@@ -21,11 +21,13 @@ enum class Access {
   kGeneral,  // everything
 };
 
-// A kernel is compiled for a compute type T, an element type E, a window radius R, and the two switches above.
-template <typename T_, typename E_, int kRadius_, Access kAccess_, Work kWork_>
+// A kernel is compiled for a compute type T, the element types of sr and hr, a window radius R, and the two switches
+// above.
+template <typename T_, typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_>
 struct StripTraits {
   using T = T_;
-  using E = E_;
+  using Sr = Sr_;
+  using Hr = Hr_;
   static constexpr int kRadius = kRadius_;
   static constexpr Access kAccess = kAccess_;
   static constexpr Work kWork = kWork_;
@@ -111,7 +113,7 @@ enum class NextRow {
 template <typename Traits>
 class StripWalker {
   using T = typename Traits::T;
-  using E = typename Traits::E;
+  using Sr = typename Traits::Sr;
   using Offset = typename Traits::Offset;
   using Centre = CentreDifference<T, Traits::kColumns>;
   static constexpr int R = Traits::kRadius;
@@ -350,17 +352,34 @@ class StripWalker {
       const bool counts = zero_beside || valid[c];
       gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts,
                                               map_next + c * p.map.strides.column, sums);
-      if (!Traits::kPairStore && stores[c]) {
-        p.gradient.data[gradient_next + static_cast<Offset>(c * p.gradient.strides.column)] = gradient[c];
-      }
     }
-    if constexpr (Traits::kPairStore) {
-      if (stores[0]) {
-        *reinterpret_cast<Pair<T>*>(p.gradient.data + gradient_next) = {gradient[0], gradient[1]};
-      }
-    }
+    store_gradients(gradient);
     gradient_next += static_cast<Offset>(p.gradient.strides.row);
     map_next += p.map.strides.row;
+  }
+
+  // The gradient has sr's element type. A float16 image may have a float32 one: that of l2 has no bounded range.
+  __device__ __forceinline__ void store_gradients(const T (&gradient)[kColumns]) {
+    if constexpr (Traits::kAccess == Access::kGeneral) {
+      with_element(p.gradient.dtype, [&](auto element) { store_as<decltype(element)>(gradient); });
+    } else if (std::is_same_v<Sr, __half> && kHasAnyDistance<Traits::kWork> && p.gradient.dtype == DType::kFloat32) {
+      store_as<float>(gradient);
+    } else {
+      store_as<Sr>(gradient);
+    }
+  }
+
+  template <typename E>
+  __device__ __forceinline__ void store_as(const T (&gradient)[kColumns]) {
+    E* const to = static_cast<E*>(p.gradient.data) + gradient_next;
+    if constexpr (Traits::kPairStore) {
+      if (stores[0]) store_pair(to, gradient[0], gradient[1]);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        if (stores[c]) to[static_cast<Offset>(c * p.gradient.strides.column)] = round_to<E>(gradient[c]);
+      }
+    }
   }
 
   // -------- places in shared memory, as offsets that move from row to row: computed from the row's number instead,
@@ -377,8 +396,8 @@ class StripWalker {
   }
 
   const ForwardParams<T>& p;
-  const Reader<T, E> read_sr;
-  const Reader<T, E> read_hr;
+  const Reader<T, Sr> read_sr;
+  const Reader<T, typename Traits::Hr> read_hr;
   unsigned char* const shared_memory;
   StripSums& sums;
   const int lane;

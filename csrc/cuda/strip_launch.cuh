@@ -1,5 +1,5 @@
-// Chooses and launches a strip kernel for one pair of compute type T and element type E. Each pair is instantiated in a
-// file of its own in instances/, so that they compile side by side.
+// Chooses and launches a strip kernel for one compute type and pair of element types. Each is instantiated in a file of
+// its own in instances/, so that they compile side by side.
 #pragma once
 
 #include "launch.cuh"
@@ -16,11 +16,14 @@ bool has_short_indices(const ForwardParams<T>& p, int64_t blocks) {
   return p.height < kIndexLimit && p.width < kIndexLimit && p.planes() < kIndexLimit && blocks < kIndexLimit;
 }
 
+// Images of one dtype have kernels for windows of 3 to 11, mixed dtypes and float64 for the paper's 11.
+template <typename Sr, typename Hr>
+constexpr bool kHasAllWindows = std::is_same_v<Sr, Hr> && !std::is_same_v<Sr, AnyType>;
+
 // Whether the strip kernels take this call: a window with an instantiation, and sizes that their indices hold.
-template <typename T, typename E>
+template <typename T, typename Sr, typename Hr>
 bool has_strip_kernel(const ForwardParams<T>& p) {
-  constexpr bool kAny = std::is_same_v<E, AnyType>;
-  const bool window = kAny ? p.radius == 5 : p.radius >= 1 && p.radius <= 5;
+  const bool window = kHasAllWindows<Sr, Hr> ? p.radius >= 1 && p.radius <= 5 : p.radius == 5;
   const int64_t most_strips =
       p.planes() * ((p.width + kLanes - 1) / kLanes) * ((p.height + kMinStripRows - 1) / kMinStripRows);
   return window && has_short_indices(p, most_strips);
@@ -28,7 +31,7 @@ bool has_strip_kernel(const ForwardParams<T>& p) {
 
 template <typename T>
 StripPlan plan_strips(const ForwardParams<T>& p, int multiprocessors) {
-  const int width = StripTraits<T, T, 1, Access::kGeneral, Work::kAll>::kWidth;  // depends on T only
+  const int width = StripTraits<T, T, T, 1, Access::kGeneral, Work::kAll>::kWidth;  // depends on T only
   StripPlan plan{};
   plan.across = static_cast<uint32_t>((p.width + width - 1) / width);
   plan.rows = strip_rows(p.planes() * plan.across, static_cast<int>(p.height), p.radius, kWarps, multiprocessors);
@@ -49,23 +52,25 @@ bool has_short_offsets(const ForwardParams<T>& p, const Strides& image) {
 }
 
 // The most special access that a call allows.
-template <typename T>
+template <typename Sr, typename T>
 Access access_of(const ForwardParams<T>& p) {
-  const Strides& out = p.gradient.strides;
-  if (p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) || !has_short_offsets(p, p.hr.strides) ||
-      !has_short_offsets(p, out))
+  const GradientImage& out = p.gradient;
+  const bool typed =
+      out.data == nullptr || out.dtype == kDTypeOf<Sr> ||
+      (std::is_same_v<Sr, __half> && out.dtype == DType::kFloat32 && (p.distance != Distance::kL1 || p.map.data));
+  if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
+      !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
     return Access::kGeneral;
   const auto even = [](int64_t value) { return value % 2 == 0; };
-  const bool pairs =
-      p.gradient.data == nullptr || (out.column == 1 && even(p.width) && even(out.row) &&
-                                     std::all_of(out.leading, out.leading + kLeadingDims, even) &&
-                                     reinterpret_cast<uintptr_t>(p.gradient.data) % (2 * sizeof(T)) == 0);
+  const bool pairs = out.data == nullptr ||
+                     (out.strides.column == 1 && even(p.width) && even(out.strides.row) &&
+                      std::all_of(out.strides.leading, out.strides.leading + kLeadingDims, even) &&
+                      reinterpret_cast<uintptr_t>(out.data) % static_cast<uintptr_t>(2 * size_of(out.dtype)) == 0);
   return p.sr.strides.column == 1 && p.hr.strides.column == 1 && pairs ? Access::kUnit : Access::kSpaced;
 }
 
-// The paper's window has kernels that leave out what a call does not need; the other windows have one that does
-// everything.
-template <typename T, typename E>
+// The paper's window has kernels that leave out what a call does not need; everything else has one general kernel.
+template <typename T, typename Sr, typename Hr>
 cudaError_t launch_strips(const ForwardParams<T>& p, const Workspace& workspace, int multiprocessors,
                           cudaStream_t stream) {
   const StripPlan plan = plan_strips(p, multiprocessors);
@@ -74,28 +79,33 @@ cudaError_t launch_strips(const ForwardParams<T>& p, const Workspace& workspace,
     static_assert(sizeof(StripShared<Traits>) <= 48 * 1024, "more needs an opt-in per kernel");
     return launch(&strip_forward<Traits>, strip_blocks(plan), sizeof(StripShared<Traits>), stream, p, plan, workspace);
   };
-  if constexpr (!std::is_same_v<E, AnyType>) {
-    if (p.radius == 1) return run(StripTraits<T, E, 1, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 2) return run(StripTraits<T, E, 2, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 3) return run(StripTraits<T, E, 3, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 4) return run(StripTraits<T, E, 4, Access::kGeneral, Work::kAll>{});
-    const bool map = p.map.data != nullptr;
-    const bool stats = p.stats != nullptr;
-    const bool l1 = p.distance == Distance::kL1;
-    const Access access = access_of(p);
-    if (access == Access::kUnit) {
-      if (map || (stats && !l1)) return run(StripTraits<T, E, 5, Access::kUnit, Work::kAll>{});
-      if (stats) return run(StripTraits<T, E, 5, Access::kUnit, Work::kL1Stats>{});
-      if (l1) return run(StripTraits<T, E, 5, Access::kUnit, Work::kL1>{});
-      return run(StripTraits<T, E, 5, Access::kUnit, Work::kDistance>{});
-    }
-    if (access == Access::kSpaced && !map && !stats) {
-      if (l1) return run(StripTraits<T, E, 5, Access::kSpaced, Work::kL1>{});
-      return run(StripTraits<T, E, 5, Access::kSpaced, Work::kDistance>{});
-    }
-    if (!map && !stats) return run(StripTraits<T, E, 5, Access::kGeneral, Work::kDistance>{});
+  const bool map = p.map.data != nullptr;
+  const bool stats = p.stats != nullptr;
+  const bool l1 = p.distance == Distance::kL1;
+  if constexpr (kHasAllWindows<Sr, Hr>) {
+    if (p.radius == 1) return run(StripTraits<T, Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 2) return run(StripTraits<T, Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 3) return run(StripTraits<T, Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 4) return run(StripTraits<T, Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
   }
-  return run(StripTraits<T, E, 5, Access::kGeneral, Work::kAll>{});
+  if constexpr (!std::is_same_v<Sr, AnyType>) {
+    const Access access = access_of<Sr>(p);
+    if (access == Access::kUnit && !map && (l1 || !stats)) {
+      if (stats) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
+      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1>{});
+      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kDistance>{});
+    }
+    if (access == Access::kUnit && kHasAllWindows<Sr, Hr>)
+      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kAll>{});
+    if (access != Access::kGeneral && !map && !stats) {
+      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
+      return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
+    }
+    if (kHasAllWindows<Sr, Hr> && !map && !stats) {
+      return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
+    }
+  }
+  return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kAll>{});
 }
 
 }  // namespace pspl::cuda

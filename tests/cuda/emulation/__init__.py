@@ -81,12 +81,14 @@ def _image(tensor: torch.Tensor) -> dict:
     }
 
 
-def _forward(sr, hr, step, config, output, *, loss_weight=1.0, with_gradient=False, with_stats=False):
+def _forward(
+    sr, hr, step, config, output, *, loss_weight=1.0, gradient_dtype=None, gradient_exponent=0, with_stats=False
+):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
     dtype = compute_dtype(sr, hr)
     reduced = output in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
-    gradient = _poisoned(sr, dtype) if with_gradient else sr.new_empty(0, dtype=dtype)
+    gradient = _poisoned(sr, gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
     stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
     is_tensor = isinstance(step, torch.Tensor)
     weight = 1.0 if output == "attention" else loss_weight
@@ -94,7 +96,7 @@ def _forward(sr, hr, step, config, output, *, loss_weight=1.0, with_gradient=Fal
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
-        "gradient": _image(gradient) if with_gradient else None,
+        "gradient": _image(gradient) if gradient_dtype else None,
         "map": None if reduced else _image(result),
         "output": OUTPUTS.index(output),
         "padding": PADDINGS.index(config.padding),
@@ -109,6 +111,7 @@ def _forward(sr, hr, step, config, output, *, loss_weight=1.0, with_gradient=Fal
         "mu": config.mu,
         "eps": config.eps,
         "scale": weight / sr.numel() if output == "mean" else weight,
+        "exponent": gradient_exponent,
         "step": 0.0 if is_tensor else step,
         "step_tensor": step.data_ptr() if is_tensor else 0,
         "step_dtype": _DTYPES.index(step.dtype) if is_tensor else 0,
@@ -128,18 +131,26 @@ def _forward(sr, hr, step, config, output, *, loss_weight=1.0, with_gradient=Fal
 
 
 def _run_backward(gradient, saved_gradient, grad_output, factor):
-    run = getattr(kernels, f"backward_{str(saved_gradient.dtype).removeprefix('torch.')}")
-    memory = saved_gradient.data_ptr(), grad_output.data_ptr(), factor, gradient.data_ptr()
-    run(*memory, _DTYPES.index(gradient.dtype), saved_gradient.numel())
+    run = getattr(kernels, f"backward_{str(grad_output.dtype).removeprefix('torch.')}")
+    run(
+        saved_gradient.data_ptr(),
+        _DTYPES.index(saved_gradient.dtype),
+        grad_output.data_ptr(),
+        factor,
+        gradient.data_ptr(),
+        _DTYPES.index(gradient.dtype),
+        saved_gradient.numel(),
+        _device.multiprocessors,
+    )
     return gradient
 
 
-def _backward(saved_gradient, grad_output, *, negate, dtype):
-    return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, -1.0 if negate else 1.0)
+def _backward(saved_gradient, grad_output, factor, dtype):
+    return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, factor)
 
 
-def _backward_(saved_gradient, grad_output):
-    return _run_backward(saved_gradient, saved_gradient, grad_output, 1.0)
+def _backward_(saved_gradient, grad_output, factor):
+    return _run_backward(saved_gradient, saved_gradient, grad_output, factor)
 
 
 def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +163,9 @@ def _load_autograd():
     spec = importlib.util.find_spec("pspl_cuda.autograd")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module._ops = SimpleNamespace(forward=_forward, backward=_backward, backward_=_backward_)
+    module._ops = SimpleNamespace(
+        forward=_forward, backward=_backward, backward_=_backward_, compute_dtype=compute_dtype
+    )
     return module
 
 

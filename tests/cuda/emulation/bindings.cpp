@@ -46,7 +46,11 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   p.width = size[kLeadingDims + 1];
   p.sr = input(d["sr"]);
   p.hr = input(d["hr"]);
-  p.gradient = output<T>(d["gradient"]);
+  if (!d["gradient"].is_none()) {
+    const auto gradient = d["gradient"].cast<py::dict>();
+    p.gradient = {pointer<void>(gradient["data"]), static_cast<pspl::DType>(gradient["dtype"].cast<int>()),
+                  strides(gradient["stride"])};
+  }
   p.map = output<T>(d["map"]);
   p.output = static_cast<pspl::Output>(d["output"].cast<int>());
   p.padding = static_cast<pspl::Padding>(d["padding"].cast<int>());
@@ -60,7 +64,8 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   p.alpha = number("alpha");
   p.beta = number("beta");
   p.mu = number("mu");
-  pspl::fold_scale(p, d["gamma"].cast<double>(), d["eps"].cast<double>(), d["scale"].cast<double>());
+  pspl::fold_scale(p, d["gamma"].cast<double>(), d["eps"].cast<double>(), d["scale"].cast<double>(),
+                   d["exponent"].cast<int>());
   p.step = number("step");
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
@@ -87,10 +92,12 @@ void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multip
 }
 
 template <typename T>
-void backward(uintptr_t saved_gradient, uintptr_t grad_output, T factor, uintptr_t gradient, int dtype, int64_t numel) {
-  check(pspl::cuda::backward<T>({reinterpret_cast<const T*>(saved_gradient), reinterpret_cast<const T*>(grad_output),
-                                 factor, reinterpret_cast<void*>(gradient), static_cast<pspl::DType>(dtype), numel},
-                                nullptr));
+void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, T factor, uintptr_t gradient, int dtype,
+              int64_t numel, int multiprocessors) {
+  check(pspl::cuda::backward<T>({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
+                                 reinterpret_cast<const T*>(grad_output), factor, reinterpret_cast<void*>(gradient),
+                                 static_cast<pspl::DType>(dtype), numel},
+                                multiprocessors, nullptr));
 }
 
 void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }

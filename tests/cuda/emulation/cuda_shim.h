@@ -108,6 +108,8 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
   return old;
 }
 
+inline float __saturatef(float x) { return x >= 1 ? 1.0f : x > 0 ? x : 0.0f; }  // NaN becomes 0
+
 template <typename T>
 T __ldcg(const T* address) {
   return *address;
@@ -198,6 +200,21 @@ inline __half __float2half_rn(float value) { return __double2half(value); }
 inline float __bfloat162float(__nv_bfloat16 value) { return emulation::widen<8, 7>(value.bits); }
 inline __nv_bfloat16 __double2bfloat16(double value) { return {emulation::narrow<8, 7>(value)}; }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __double2bfloat16(value); }
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(4) __half2 {
+  __half x, y;
+};
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
 
 // ---------------------------------------------------------------- runtime
 

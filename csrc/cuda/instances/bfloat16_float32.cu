@@ -1,0 +1,8 @@
+#include "../strip_launch.cuh"
+
+namespace pspl::cuda {
+
+template cudaError_t launch_strips<float, __nv_bfloat16, float>(const ForwardParams<float>&, const Workspace&, int,
+                                                                cudaStream_t);
+
+}  // namespace pspl::cuda

@@ -1,7 +1,0 @@
-#include "../strip_launch.cuh"
-
-namespace pspl::cuda {
-
-template cudaError_t launch_strips<float, AnyType>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t);
-
-}  // namespace pspl::cuda
