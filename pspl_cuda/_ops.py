@@ -6,13 +6,15 @@ and either works without the other. A keyword of the schema is one of ``csrc/bin
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _library
 from .config import DISTANCES, OUTPUTS, PADDINGS, Config
 
-_DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
+DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 
 # Returns, for s = loss_weight and the gradient of sr for grad_output = 1:
 #   result          s times the loss, 0-dim for output mean and sum; else a map of sr's shape and layout
@@ -20,7 +22,7 @@ _DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 #   stats           [4] in the order of PSPLStats; empty unless asked for
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
 # padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
-_DEFINITIONS.define(
+DEFINITIONS.define(
     "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
     "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, float loss_weight, "
     "int gradient_exponent, int output, ScalarType? gradient_dtype, bool with_stats) "
@@ -28,16 +30,16 @@ _DEFINITIONS.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 # Returns factor * grad_output * saved_gradient, formed in grad_output's dtype and rounded once to dtype.
-_DEFINITIONS.define(
+DEFINITIONS.define(
     "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 # The same in saved_gradient's own memory, which a product of 1 leaves untouched.
-_DEFINITIONS.define(
+DEFINITIONS.define(
     "backward_(Tensor(a!) saved_gradient, Tensor grad_output, float factor) -> ()", tags=torch.Tag.pt2_compliant_tag
 )
 # The instruction set that the CPU kernels use: "avx512", "avx2" or "baseline".
-_DEFINITIONS.define("cpu_instruction_set() -> str")
+DEFINITIONS.define("cpu_instruction_set() -> str")
 
 _library.load()
 
@@ -47,10 +49,14 @@ def compute_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
 
 
-def forward(
-    sr: Tensor,
-    hr: Tensor,
-    step: float | Tensor,
+# The schema's arguments after sr, hr, step_tensor and step, in its order.
+CONSTANTS = (
+    *("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "padding", "distance", "eps"),
+    *("loss_weight", "gradient_exponent", "output", "gradient_dtype", "with_stats"),
+)
+
+
+def constants(
     config: Config,
     output: str,
     *,
@@ -58,31 +64,42 @@ def forward(
     gradient_dtype: torch.dtype | None = None,
     gradient_exponent: int = 0,
     with_stats: bool = False,
+) -> dict[str, Any]:
+    """The arguments of the forward operator but for images and step; ``output`` is one of OUTPUTS."""
+    return {
+        "alpha": config.alpha,
+        "beta": config.beta,
+        "gamma": config.gamma,
+        "mu": config.mu,
+        "window_size": config.window_size,
+        "sigma": config.sigma,
+        "c1": config.c1,
+        "c2": config.c2,
+        "padding": PADDINGS.index(config.padding),
+        "distance": DISTANCES.index(config.distance),
+        "eps": config.eps,
+        "loss_weight": loss_weight,
+        "gradient_exponent": gradient_exponent,
+        "output": OUTPUTS.index(output),
+        "gradient_dtype": gradient_dtype,
+        "with_stats": with_stats,
+    }
+
+
+def forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the forward operator on the images' device; the results are the schema's."""
+    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
+    return torch.ops.pspl_cuda.forward.default(sr=sr, hr=hr, step_tensor=step_tensor, step=number, **constants)
+
+
+def forward_below_autograd(
+    sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the fused forward pass on the images' device; ``output`` is one of OUTPUTS, the results are the schema's."""
-    is_tensor = isinstance(step, Tensor)
-    return torch.ops.pspl_cuda.forward.default(
-        sr=sr,
-        hr=hr,
-        step_tensor=step if is_tensor else None,
-        step=0.0 if is_tensor else step,
-        alpha=config.alpha,
-        beta=config.beta,
-        gamma=config.gamma,
-        mu=config.mu,
-        window_size=config.window_size,
-        sigma=config.sigma,
-        c1=config.c1,
-        c2=config.c2,
-        padding=PADDINGS.index(config.padding),
-        distance=DISTANCES.index(config.distance),
-        eps=config.eps,
-        loss_weight=loss_weight,
-        gradient_exponent=gradient_exponent,
-        output=OUTPUTS.index(output),
-        gradient_dtype=gradient_dtype,
-        with_stats=with_stats,
-    )
+    """:func:`forward` without the operator's derivative, which its callers bring themselves."""
+    if torch.compiler.is_dynamo_compiling():
+        return forward(sr, hr, step, constants)
+    with torch._C._AutoDispatchBelowAutograd():
+        return forward(sr, hr, step, constants)
 
 
 def backward(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
@@ -95,6 +112,7 @@ def backward(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: 
 def backward_(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> Tensor:
     """:func:`backward` in ``saved_gradient``'s own memory and dtype."""
     torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output, factor=factor)
+    torch.autograd.graph.increment_version(saved_gradient)
     return saved_gradient
 
 

@@ -13,17 +13,19 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _ops, reference
-from .config import Config
+from .config import DISTANCES, OUTPUTS, REDUCTIONS, Config
 
 
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
-    return _ops.forward(sr, hr, 0.0, config, "similarity")[0]
+    _check_transforms()
+    return _ops.forward_below_autograd(sr, hr, 0.0, _ops.constants(config, "similarity"))[0]
 
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
-    return _ops.forward(sr, hr, step, config, "attention")[0]
+    _check_transforms()
+    return _ops.forward_below_autograd(sr, hr, step, _ops.constants(config, "attention"))[0]
 
 
 def loss(
@@ -35,21 +37,40 @@ def loss(
     loss_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
-    if not torch.compiler.is_compiling():
-        _check_transforms(sr, hr)
-    if torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad):
-        return _Loss.apply(sr, hr, step, config, with_stats, loss_weight)
-    value, _, stats = _ops.forward(
-        sr, hr, step, config, config.reduction, loss_weight=loss_weight, with_stats=with_stats
+    _check_transforms(sr, hr)
+    if not (torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
+        constants = _ops.constants(config, config.reduction, loss_weight=loss_weight, with_stats=with_stats)
+        value, _, stats = _ops.forward_below_autograd(sr, hr, step, constants)
+        return value, stats
+    dtype, exponent = _saved_format(sr, hr, config, loss_weight)
+    constants = _ops.constants(
+        config,
+        config.reduction,
+        loss_weight=loss_weight,
+        gradient_dtype=dtype,
+        gradient_exponent=exponent,
+        with_stats=with_stats,
     )
+    if _is_tracing():
+        value, _, stats = _ops.forward(sr, hr, step, constants)
+    else:
+        value, stats, _ = _Loss.apply(sr, hr, step, constants, False)
     return value, stats
 
 
-# The innermost of torch.func's transforms, or None. A private function of torch: without it, its own errors remain.
+def _is_tracing() -> bool:
+    """Whether operators are recorded into a program that has no autograd node of ours: export, jit.trace."""
+    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    return exporting or torch.jit.is_tracing()
+
+
+# The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
 def _check_transforms(*images: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
     # Torch would treat the operator as a constant, with a derivative of zero.
     if any(unpack_dual(image).tangent is not None for image in images):
         raise RuntimeError(
@@ -58,56 +79,47 @@ def _check_transforms(*images: Tensor) -> None:
         )
     if _peek_transforms() is not None:
         raise RuntimeError(
-            "The fused loss was called inside a transform of torch.func (grad, vjp, jacrev, hessian, vmap), which it does not "
+            "A fused kernel was called inside a transform of torch.func (grad, vjp, jacrev, hessian, vmap), which it does not "
             'support. Pass backend="reference".'
         )
 
 
 class _Loss(torch.autograd.Function):
+    """The forward operator with its derivative. ``constants`` are those of :func:`_ops.constants`.
+
+    ``expose`` returns the saved gradient too, as the operator does; then its memory is not the gradient's.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any,
-        sr: Tensor,
-        hr: Tensor,
-        step: float | Tensor,
-        config: Config,
-        with_stats: bool,
-        loss_weight: float,
-    ) -> tuple[Tensor, Tensor]:
-        gradient_dtype, exponent = _saved_format(sr, hr, config, loss_weight, ctx.needs_input_grad[1])
-        value, saved_gradient, stats = _ops.forward(
-            sr,
-            hr,
-            step,
-            config,
-            config.reduction,
-            loss_weight=loss_weight,
-            gradient_dtype=gradient_dtype,
-            gradient_exponent=exponent,
-            with_stats=with_stats,
-        )
-        ctx.mark_non_differentiable(stats)
+        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any], expose: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        value, saved_gradient, stats = _ops.forward_below_autograd(sr, hr, step, constants)
         ctx.set_materialize_grads(False)
-        ctx.config = config
-        ctx.loss_weight = loss_weight
-        ctx.factor = math.ldexp(1.0, -exponent)
+        ctx.constants = constants
+        ctx.factor = math.ldexp(1.0, -constants["gradient_exponent"])
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
+        ctx.exposed = expose
         # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an
         # inference tensor cannot be saved, which matters only for that derivative. torch.compile never asks for it.
-        ctx.curved = config.distance != "l1" and not torch.compiler.is_compiling()
+        ctx.curved = DISTANCES[constants["distance"]] != "l1" and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
             ctx.save_for_backward(saved_gradient, sr, hr)
             # A copy: a schedule is advanced in place, perhaps before backward.
             ctx.step = step.clone() if isinstance(step, Tensor) else step
         else:
             ctx.save_for_backward(saved_gradient)
-        return value, stats
+        if not expose:
+            ctx.mark_non_differentiable(stats)
+            return value, stats, None
+        ctx.mark_non_differentiable(stats, saved_gradient)
+        return value, stats, saved_gradient
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 6
+            return (None,) * 5
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
         sr_gradient = hr_gradient = None
@@ -115,7 +127,7 @@ class _Loss(torch.autograd.Function):
             torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or grad_output.dim() > 0
-            or _peek_transforms() is not None
+            or _is_batched(grad_output)
         ):
             # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
             if torch.is_grad_enabled() and ctx.curved:
@@ -131,16 +143,33 @@ class _Loss(torch.autograd.Function):
             if needs_hr:
                 gradient = _ops.backward(saved_gradient, grad_output, -ctx.factor, ctx.dtypes[1])
                 hr_gradient = _with_strides(gradient, ctx.hr_strides)
-            if needs_sr and ctx.dtypes[0] == saved_gradient.dtype and not _keeps_graph():
+            if needs_sr and ctx.dtypes[0] == saved_gradient.dtype and not (ctx.exposed or _keeps_graph()):
                 sr_gradient = _ops.backward_(saved_gradient, grad_output, ctx.factor)
             elif needs_sr:
                 sr_gradient = _ops.backward(saved_gradient, grad_output, ctx.factor, ctx.dtypes[0])
-        return sr_gradient, hr_gradient, None, None, None, None
+        return sr_gradient, hr_gradient, None, None, None
 
 
-def _saved_format(
-    sr: Tensor, hr: Tensor, config: Config, loss_weight: float, needs_hr: bool
-) -> tuple[torch.dtype, int]:
+def _operator(
+    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward operator under autograd: what remains of the loss in an exported or traced program."""
+    constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
+    step_argument = step if step_tensor is None else step_tensor
+    is_loss = OUTPUTS[constants["output"]] in REDUCTIONS
+    if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
+        return _ops.forward_below_autograd(sr, hr, step_argument, constants)
+    wanted = constants["gradient_dtype"]
+    if wanted is None:  # traced without gradient
+        constants |= {"gradient_dtype": _ops.compute_dtype(sr, hr), "gradient_exponent": 0}
+    value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, constants, True)
+    return value, saved_gradient if wanted is not None else saved_gradient.new_empty(0), stats
+
+
+_ops.DEFINITIONS.impl("forward", _operator, "Autograd")
+
+
+def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) -> tuple[torch.dtype, int]:
     """The dtype of the saved gradient and its exponent: it is 2^exponent times the gradient.
 
     It is ``sr``'s dtype where that loses nothing, so that its memory becomes the gradient's: each value is rounded once. float16
@@ -148,7 +177,7 @@ def _saved_format(
     whose gradient has no bound.
     """
     compute = _ops.compute_dtype(sr, hr)
-    if compute == torch.float64 or (needs_hr and sr.dtype != hr.dtype):
+    if compute == torch.float64 or (hr.requires_grad and sr.dtype != hr.dtype):
         return compute, 0
     if sr.dtype != torch.float16:
         return sr.dtype, 0
@@ -157,6 +186,14 @@ def _saved_format(
         return compute, 0
     scale = loss_weight / sr.numel() if config.reduction == "mean" else loss_weight
     return sr.dtype, 1 - math.frexp(scale)[1]
+
+
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether autograd runs the backward pass under vmap (is_grads_batched, vectorize=True)."""
+    return _peek_transforms() is not None or _is_legacy_batched(tensor)
 
 
 # Whether the backward pass under way keeps its graph (retain_graph). Otherwise nobody needs a saved tensor again, and its memory
@@ -169,13 +206,24 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
     """The gradient to ``sr`` as a function of the images, on the kernel's attention map: for the second derivative."""
     if not images:
         raise RuntimeError(
-            f"The second derivative of distance {ctx.config.distance!r} needs sr and hr, but one is an inference tensor, which "
+            "The second derivative of the l2 and charbonnier distances needs sr and hr, but one is an inference tensor, which "
             "autograd cannot save. Pass its clone(), made outside inference mode."
         )
     sr, hr = images
+    constants = ctx.constants
+    attention_constants = {
+        "output": OUTPUTS.index("attention"),
+        "loss_weight": 1.0,
+        "gradient_dtype": None,
+        "gradient_exponent": 0,
+        "with_stats": False,
+    }
     with torch.no_grad():
-        attention = attention_map(sr, hr, ctx.step, ctx.config)
-    return ctx.loss_weight * reference.distance_gradient(sr, hr, attention, ctx.config)
+        attention = _ops.forward_below_autograd(sr, hr, ctx.step, constants | attention_constants)[0]
+    config = Config(
+        distance=DISTANCES[constants["distance"]], eps=constants["eps"], reduction=OUTPUTS[constants["output"]]
+    )
+    return constants["loss_weight"] * reference.distance_gradient(sr, hr, attention, config)
 
 
 def _with_strides(gradient: Tensor, strides: tuple[int, ...] | None) -> Tensor:

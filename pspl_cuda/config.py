@@ -118,6 +118,14 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _check_float32(name: str, value: float) -> None:
+    # The kernels compute in float32, where a smaller number is zero or subnormal and a larger one infinite.
+    if value != 0 and not 1e-37 <= abs(value) <= 1e37:
+        raise ValueError(
+            f"{name} is {value!r}, which leaves the range of float32; expected 0 or a magnitude from 1e-37 to 1e37."
+        )
+
+
 def _check_square(what: str, root: float) -> None:
     # The kernels compute in float32, with a reciprocal that treats subnormal numbers as zero.
     if not 1e-37 <= root * root <= 1e37:
@@ -148,6 +156,8 @@ def _check_config(*constants: Any) -> Config:
         eps=check_scalar("eps", config.eps, above=0),
         reduction=check_choice("reduction", config.reduction, REDUCTIONS),
     )
+    for name in ("alpha", "beta", "gamma", "mu"):
+        _check_float32(name, getattr(config, name))
     _check_square("k1 * data_range", config.k1 * config.data_range)
     _check_square("k2 * data_range", config.k2 * config.data_range)
     _check_square("eps", config.eps)
@@ -174,6 +184,10 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
         if not isinstance(image, Tensor):
             raise TypeError(
                 f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
+            )
+        if hasattr(image, "to_local"):
+            raise TypeError(
+                f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
             )
         if image.is_nested:
             raise TypeError(f"{name} is a nested tensor; expected images of one size. Pass them one by one.")

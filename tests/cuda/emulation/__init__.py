@@ -12,12 +12,14 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
 
+from pspl_cuda import _ops
 from pspl_cuda._ops import compute_dtype
-from pspl_cuda.config import DEFAULTS, DISTANCES, OUTPUTS, PADDINGS, check_config, check_flag, check_images, check_step
+from pspl_cuda.config import DEFAULTS, OUTPUTS, check_config, check_flag, check_images, check_step
 from pspl_cuda.stats import PSPLStats
 
 from . import build
@@ -81,37 +83,32 @@ def _image(tensor: torch.Tensor) -> dict:
     }
 
 
-def _forward(
-    sr, hr, step, config, output, *, loss_weight=1.0, gradient_dtype=None, gradient_exponent=0, with_stats=False
-):
+def _forward(sr, hr, step, constants):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
     dtype = compute_dtype(sr, hr)
+    output, gradient_dtype, with_stats = (constants[name] for name in ("output", "gradient_dtype", "with_stats"))
+    output = OUTPUTS[output]
     reduced = output in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
     gradient = _poisoned(sr, gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
     stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
     is_tensor = isinstance(step, torch.Tensor)
-    weight = 1.0 if output == "attention" else loss_weight
+    weight = 1.0 if output == "attention" else constants["loss_weight"]
     params = {
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
         "gradient": _image(gradient) if gradient_dtype else None,
         "map": None if reduced else _image(result),
-        "output": OUTPUTS.index(output),
-        "padding": PADDINGS.index(config.padding),
-        "distance": DISTANCES.index(config.distance),
-        "radius": config.window_size // 2,
-        "sigma": config.sigma,
-        "twice_c1": 2 * config.c1,
-        "twice_c2": 2 * config.c2,
-        "alpha": config.alpha,
-        "beta": config.beta,
-        "gamma": config.gamma,
-        "mu": config.mu,
-        "eps": config.eps,
+        **{
+            name: constants[name]
+            for name in ("output", "padding", "distance", "sigma", "alpha", "beta", "gamma", "mu", "eps")
+        },
+        "radius": constants["window_size"] // 2,
+        "twice_c1": 2 * constants["c1"],
+        "twice_c2": 2 * constants["c2"],
         "scale": weight / sr.numel() if output == "mean" else weight,
-        "exponent": gradient_exponent,
+        "exponent": constants["gradient_exponent"],
         "step": 0.0 if is_tensor else step,
         "step_tensor": step.data_ptr() if is_tensor else 0,
         "step_dtype": _DTYPES.index(step.dtype) if is_tensor else 0,
@@ -162,10 +159,10 @@ def _load_autograd():
     """A second copy of pspl_cuda.autograd, unmodified, that calls the emulated operators."""
     spec = importlib.util.find_spec("pspl_cuda.autograd")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module._ops = SimpleNamespace(
-        forward=_forward, backward=_backward, backward_=_backward_, compute_dtype=compute_dtype
-    )
+    with mock.patch.object(_ops.DEFINITIONS, "impl"):  # the real operators have their derivative already
+        spec.loader.exec_module(module)
+    emulated = {"forward": _forward, "forward_below_autograd": _forward, "backward": _backward, "backward_": _backward_}
+    module._ops = SimpleNamespace(**{**vars(_ops), **emulated})
     return module
 
 
