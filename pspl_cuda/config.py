@@ -85,7 +85,8 @@ def check_scalar(name: str, value: object, *, above: float | None = None, least:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
     number = _as_float(value)
-    ok = math.isfinite(number) and (above is None or number > above) and (least is None or number >= least)
+    finite = -math.inf < number < math.inf  # math.isfinite cannot be compiled for a float that changes
+    ok = finite and (above is None or number > above) and (least is None or number >= least)
     if not ok:
         raise ValueError(f"{name} is {_shown(value)}; expected {expected}.")
     return number
