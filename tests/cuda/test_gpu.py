@@ -83,7 +83,7 @@ def test_capturable_module_follows_the_schedule_in_a_graph():
     sr.grad = None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        value, stats = loss(sr, hr)
+        value, _ = loss(sr, hr)
         value.backward()
     loss.iteration = 0
     for iteration in range(1, 6):
