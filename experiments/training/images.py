@@ -15,24 +15,30 @@ from torch import nn
 
 from networks import bicubic
 
+from .losses import final
+
 SSIM_WINDOW = 11
+
+
+class ImageError(Exception):
+    """A sentence that names a file which is no image to use."""
 
 
 def read(path: Path) -> np.ndarray:
     """The image as uint8 RGB ``[H, W, 3]``; greyscale becomes grey RGB, transparency is dropped.
 
     Raises:
-        SystemExit: the file isn't an 8-bit image that can be decoded to its end.
+        ImageError: the file isn't an 8-bit image that can be decoded to its end.
     """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise SystemExit(f"{path} has more than 8 bits per channel (mode {image.mode}); expected 8-bit images.")
+                raise ImageError(f"{path} has more than 8 bits per channel (mode {image.mode}); expected 8-bit images.")
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise SystemExit(f"{path} can't be read as an image; remove it from the folder or replace it.") from None
+        raise ImageError(f"{path} can't be read as an image; remove it from the folder or replace it.") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise SystemExit(f"{path} can't be read as an image ({error}); remove it or replace it.") from None
+        raise ImageError(f"{path} can't be read as an image ({error}); remove it or replace it.") from None
 
 
 def write(image: np.ndarray, path: Path) -> None:
@@ -78,23 +84,22 @@ def network_input(lr: np.ndarray, channels: int) -> torch.Tensor:
     return to_tensor(luma(lr) if channels == 1 else lr)
 
 
-def final(outputs: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-    """The full-size output of a network."""
-    return outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
-
-
-def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
-    """Enlarge uint8 RGB ``[h, w, 3]``. A network for luma gets the colours by bicubic, as its paper does."""
+def enhanced(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The full-size output for ``image``, in eval mode and without gradient."""
     weight = next(network.parameters())
     channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    image = network_input(lr, network.channels).to(weight.device)
-    if channels_last:
-        image = image.contiguous(memory_format=torch.channels_last)
+    image = image.to(weight.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     training = network.training
     network.eval()
     with torch.inference_mode():
         sr = final(network(image))
     network.train(training)
+    return sr.float()
+
+
+def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
+    """Enlarge uint8 RGB ``[h, w, 3]``. A network for luma gets the colours by bicubic, as its paper does."""
+    sr = enhanced(network, network_input(lr, network.channels))
     if network.channels == 3:
         return as_result(to_bytes(sr))
     y = to_bytes(sr)
@@ -108,33 +113,33 @@ def enlarge(lr: np.ndarray, scale: int) -> np.ndarray:
     return to_bytes(bicubic.enlarge(to_tensor(lr), scale))
 
 
-def psnr_and_ssim(sr: np.ndarray, hr: np.ndarray, border: int) -> tuple[float, float]:
-    """PSNR in dB and mean SSIM of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side.
+def psnr(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    """PSNR in dB of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side; inf for equal ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # identical images
+        return float(peak_signal_noise_ratio(*_inside(hr, sr, border), data_range=255))
 
-    SSIM has the settings of Wang et al.'s MATLAB code: Gaussian window 11, sigma 1.5, no sample covariance, only windows inside
-    the image; of RGB, the mean of the channels.
+
+def ssim(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    """Mean SSIM of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side.
+
+    With the settings of Wang et al.'s MATLAB code: Gaussian window 11, sigma 1.5, no sample covariance, only windows inside the
+    image; of RGB, the mean of the channels.
 
     Raises:
-        SystemExit: sizes that differ, or fewer than 11 pixels left.
+        SystemExit: fewer than 11 pixels left.
     """
-    if sr.shape != hr.shape:
-        raise SystemExit(f"The output is {sr.shape} and its HR image {hr.shape}: expected the same size.")
-    inside = slice(border, -border or None)
-    sr, hr = sr[inside, inside], hr[inside, inside]
+    hr, sr = _inside(hr, sr, border)
     if min(hr.shape[:2]) < SSIM_WINDOW:
         raise SystemExit(
             f"An image has {hr.shape[1]}x{hr.shape[0]} pixels left without its border of {border}; SSIM needs {SSIM_WINDOW}."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # identical images: infinite PSNR
-        psnr = peak_signal_noise_ratio(hr, sr, data_range=255)
-    ssim = structural_similarity(
-        hr,
-        sr,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=255,
-        channel_axis=2 if hr.ndim == 3 else None,
-    )
-    return float(psnr), float(ssim)
+    keywords = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return float(structural_similarity(hr, sr, channel_axis=2 if hr.ndim == 3 else None, **keywords))
+
+
+def _inside(hr: np.ndarray, sr: np.ndarray, border: int) -> tuple[np.ndarray, np.ndarray]:
+    if sr.shape != hr.shape:
+        raise SystemExit(f"The output is {sr.shape} and its HR image {hr.shape}: expected the same size.")
+    inside = slice(border, -border or None)
+    return hr[inside, inside], sr[inside, inside]
