@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder; a run in it is continued")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default: auto)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU (default: 1)")
     add_options(parser)
     options = parser.parse_args(arguments)

@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> dict:
         state["settings"], state["networks"], state["iteration"]
     except Exception as error:
         raise SystemExit(
-            f"{path} is damaged or not a checkpoint of train_sr.py ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"{path} is damaged or not a checkpoint of train_sr.py ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
             "Remove it to start again."
         ) from None
     return state

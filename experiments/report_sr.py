@@ -1,7 +1,7 @@
 """Tables and figures of runs: the paper's Table 1, Fig. 3 and Fig. 4.
 
     python experiments/evaluate_sr.py --run runs/srcnn-seed* --data Set5 Set14 BSD100 --out runs/srcnn-scores
-    python experiments/report.py --run runs/srcnn-seed* --scores runs/srcnn-scores/means.csv --out results
+    python experiments/report_sr.py --run runs/srcnn-seed* --scores runs/srcnn-scores/means.csv --out results
 
 The runs differ in their seeds only. --out gets convergence.csv and .png (PSNR of the validation images), attention.png of one
 arm, and with --scores table.csv and .md: PSNR and SSIM of each dataset, mean and standard deviation over the seeds.
@@ -67,9 +67,9 @@ def table_rows(means: list[dict], arms: list[str]) -> list[dict]:
         mine = [row for row in means if row["dataset"] == dataset]
         rows.append({"dataset": dataset, "arm": "bicubic", **_stats([r for r in mine if r["model"] == "bicubic"], [])})
         plain = [row for row in mine if row["arm"] == arms[0]]
-        rows += [
-            {"dataset": dataset, "arm": arm, **_stats([r for r in mine if r["arm"] == arm], plain)} for arm in arms
-        ]
+        for arm in arms:
+            scores = [row for row in mine if row["arm"] == arm]
+            rows.append({"dataset": dataset, "arm": arm, **_stats(scores, plain if arm != arms[0] else [])})
     return rows
 
 
@@ -94,8 +94,10 @@ def table(rows: list[dict]) -> str:
         psnr, ssim = f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
         if row["seeds"] > 1:
             psnr, ssim = f"{psnr} ± {row['psnr_std']:.2f}", f"{ssim} ± {row['ssim_std']:.4f}"
-        gain = row["psnr_gain"] == row["psnr_gain"] and any(float(x) for x in row["psnr_gains"].split())
-        cells = (f"{row['psnr_gain']:+.2f}", row["psnr_gains"], f"{row['ssim_gain']:+.4f}") if gain else ("", "", "")
+        compared = row["psnr_gain"] == row["psnr_gain"]
+        cells = (
+            (f"{row['psnr_gain']:+.2f}", row["psnr_gains"], f"{row['ssim_gain']:+.4f}") if compared else ("", "", "")
+        )
         lines.append(f"| {row['dataset']} | {row['arm']} | {psnr} | {cells[0]} | {cells[1]} | {ssim} | {cells[2]} |")
     return "\n".join(lines) + "\n"
 
