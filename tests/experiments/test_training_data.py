@@ -70,7 +70,7 @@ def mixed_folder(folder):
     bad = save(photograph(40, 40), folder / "cut.png")
     bad.write_bytes(bad.read_bytes()[:400])
     (folder / "text.jpg").write_bytes(b"no image")
-    save(photograph(40, 40)[..., 0].astype(np.int32) * 100, folder / "deep.png")
+    save(photograph(40, 40)[..., 0].astype(np.uint16) * 100, folder / "deep.png")
     return folder
 
 
