@@ -103,13 +103,14 @@ def evaluate(
             rows.append(
                 {"dataset": dataset.name, "scale": scale, "image": pair.name, **described, "psnr": psnr, "ssim": ssim}
             )
-            shown[f"{method.label}\n{psnr:.2f} dB, {ssim:.4f}"] = result.rgb
+            shown[f"{method.label}\n{psnr:.2f} dB, {ssim:.4f}"] = result
             if write:
                 folder = method.label.replace(", ", "-").replace("/", "_").replace(":", "-").replace(" ", "")
                 images.write(result.rgb, out / dataset.name / f"x{scale}" / folder / f"{pair.name}.png")
         if index < pictures:
             picture = out / dataset.name / f"x{scale}" / f"compare-{pair.name}.png"
-            figures.save(figures.close_up(pair, shown, scale), picture)
+            pixels = {label: result.rgb for label, result in shown.items()}
+            figures.save(figures.close_up(pair, pixels, scale), picture)
     return rows
 
 

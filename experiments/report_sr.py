@@ -49,6 +49,19 @@ def read_runs(folders: list[Path]) -> list[dict]:
     return states
 
 
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a csv file.
+
+    Raises:
+        SystemExit: it can't be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise SystemExit(f"{path} can't be read: {error.strerror}.") from None
+
+
 def psnrs(states: list[dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The validated iterations, and the PSNR ``[seeds, points]`` of each arm."""
     validated = [[row for row in state["rows"] if "validation_psnr" in row] for state in states]
@@ -65,7 +78,9 @@ def table_rows(means: list[dict], arms: list[str]) -> list[dict]:
     rows = []
     for dataset in dict.fromkeys(row["dataset"] for row in means):
         mine = [row for row in means if row["dataset"] == dataset]
-        rows.append({"dataset": dataset, "arm": "bicubic", **_stats([r for r in mine if r["model"] == "bicubic"], [])})
+        rows.append(
+            {"dataset": dataset, "arm": "bicubic", **_stats([r for r in mine if r["model"] == "bicubic"][:1], [])}
+        )
         plain = [row for row in mine if row["arm"] == arms[0]]
         for arm in arms:
             scores = [row for row in mine if row["arm"] == arm]
@@ -107,7 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", type=Path, nargs="+", required=True, help="folders of train_sr.py, one per seed")
-    add("--scores", type=Path, help="means.csv of evaluate_sr.py on the same runs")
+    add(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="means.csv of evaluate_sr.py on the same runs; several: one per run",
+    )
     add("--attention", metavar="ARM", help="arm whose attention is drawn (default: the first of kind pspl)")
     add("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -148,8 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         title = f"{settings.model} x{settings.scale}, {arm}, {settings.iterations} iterations"
         figures.attention(snapshots, probe, title, options.out / "attention.png")
     if options.scores:
-        with options.scores.open(newline="") as file:
-            rows = table_rows(list(csv.DictReader(file)), list(settings.arms))
+        means = [row for path in options.scores for row in read_csv(path)]
+        rows = table_rows(means, list(settings.arms))
         write_csv(rows, options.out / "table.csv")
         text = f"{described[0].upper()}{described[1:]}.\n\n{table(rows)}"
         with atomic(options.out / "table.md") as file:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,16 +68,21 @@ def luma(image: np.ndarray) -> np.ndarray:
     return rgb2ycbcr(image)[..., :1]
 
 
-class Result(NamedTuple):
-    """A super-resolved image: ``rgb`` uint8 ``[H, W, 3]``, and ``y``, its luma, uint8 ``[H, W]``."""
+@dataclasses.dataclass
+class Result:
+    """A super-resolved image: ``y``, its luma, uint8 ``[H, W]``; ``rgb`` uint8 ``[H, W, 3]``, made when asked for."""
 
-    rgb: np.ndarray
     y: np.ndarray
+    make_rgb: Callable[[], np.ndarray]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        return self.make_rgb()
 
 
 def as_result(rgb: np.ndarray) -> Result:
     """The luma of uint8 RGB, rounded to uint8 as MATLAB's rgb2ycbcr does."""
-    return Result(rgb, luma(rgb)[..., 0].round().astype(np.uint8))
+    return Result(luma(rgb)[..., 0].round().astype(np.uint8), lambda: rgb)
 
 
 def network_input(lr: np.ndarray, channels: int) -> torch.Tensor:
@@ -103,9 +109,13 @@ def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
     if network.channels == 3:
         return as_result(to_bytes(sr))
     y = to_bytes(sr)
-    colours = rgb2ycbcr(enlarge(lr, network.scale))[..., 1:]
-    rgb = ycbcr2rgb(np.concatenate([y.astype(np.float64), colours], axis=-1))
-    return Result((rgb.clip(0, 1) * 255).round().astype(np.uint8), y[..., 0])
+
+    def coloured() -> np.ndarray:
+        colours = rgb2ycbcr(enlarge(lr, network.scale))[..., 1:]
+        rgb = ycbcr2rgb(np.concatenate([y.astype(np.float64), colours], axis=-1))
+        return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+
+    return Result(y[..., 0], coloured)
 
 
 def enlarge(lr: np.ndarray, scale: int) -> np.ndarray:
