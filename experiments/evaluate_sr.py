@@ -56,7 +56,7 @@ def methods_of(run: Path, device: torch.device) -> tuple[int, list[Method]]:
     for arm, weights in state["networks"].items():
         network = build(settings["model"], settings["scale"])
         network.load_state_dict(weights)
-        network.to(device).eval()
+        network.to(device, memory_format=torch.channels_last).eval()
         upscale = lambda lr, network=network: images.super_resolve(network, lr)  # noqa: E731
         methods.append(Method(settings["model"], arm, settings["seed"], state["iteration"], upscale))
     return settings["scale"], methods

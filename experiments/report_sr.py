@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         means = [row for path in options.scores for row in read_csv(path)]
         rows = table_rows(means, list(settings.arms))
         write_csv(rows, options.out / "table.csv")
-        text = f"{described[0].upper()}{described[1:]}.\n\n{table(rows)}"
+        text = f"{described}; PSNR in dB, SSIM, gains over {settings.arms[0]}.\n\n{table(rows)}"
         with atomic(options.out / "table.md") as file:
             file.write(text.encode())
         print(text)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from pspl_cuda import attention_map
 
@@ -125,7 +124,7 @@ def _show(axis: Axes, image: torch.Tensor) -> None:
 
 
 def close_up(pair: Pair, results: dict[str, np.ndarray], scale: int) -> Figure:
-    """The HR image, and its most detailed part beside that of each result (Fig. 5)."""
+    """The most detailed part of the HR image, beside that of each result (Fig. 5)."""
     size = min(CLOSE_UP, *pair.hr.shape[:2])
     y = as_result(pair.hr).y.astype(np.float64)
     windows = [
@@ -137,16 +136,9 @@ def close_up(pair: Pair, results: dict[str, np.ndarray], scale: int) -> Figure:
     shown = {"HR": pair.hr, **results}
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    aspect = pair.hr.shape[1] / pair.hr.shape[0]
-    height = 2.5 * rows
-    figure = Figure(figsize=(height * aspect + 2.3 * columns, height), layout="constrained")
-    whole, parts = figure.subfigures(1, 2, width_ratios=(height * aspect, 2.3 * columns))
-    axis = whole.subplots()
-    axis.set_axis_off()
-    axis.imshow(pair.hr)
-    axis.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor="red", linewidth=1.5))
-    axis.set_title(f"{pair.name}, x{scale}", fontsize=9)
-    grid = parts.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(2.3 * columns, 2.5 * rows + 0.3), layout="constrained")
+    figure.suptitle(f"{pair.name}, x{scale}: {size} x {size} pixels", fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
     for axis, (name, image) in zip(grid.flat, shown.items(), strict=False):
