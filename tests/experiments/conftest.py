@@ -19,6 +19,6 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """Three small images."""
-    from experiment_helpers import dataset
+    from helpers.experiments import dataset
 
     return dataset(tmp_path / "data")

@@ -11,12 +11,12 @@ import torch
 pytest.importorskip("lightning", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
-from experiment_helpers import photograph, save, shrunken, train
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import evaluate_sr
 import report_sr
+from helpers.experiments import photograph, save, shrunken, train
 from networks import build
 from training import images
 from training.loop import CHECKPOINT, load_checkpoint

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("skimage", reason="examples/ needs pip install 'pspl_cuda[examples]'")
 
-from experiment_helpers import ROOT
+from helpers.experiments import ROOT
 
 
 @pytest.fixture(autouse=True)

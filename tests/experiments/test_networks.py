@@ -8,8 +8,7 @@ from torch import nn
 
 pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
-from experiment_helpers import photograph
-
+from helpers.experiments import photograph
 from networks import NETWORKS, bicubic, build
 from networks.drrn import DRRN
 from networks.edsr import DIV2K_MEAN, EDSR

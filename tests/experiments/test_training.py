@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import signal
@@ -19,14 +18,12 @@ pytest.importorskip("lightning", reason="experiments/ needs pip install 'pspl_cu
 pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 pytest.importorskip("tensorboard", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
-from experiment_helpers import ROOT, arguments, train
-
 import train_sr
+from helpers.experiments import ROOT, arguments, settings_of, train
 from networks import NETWORKS, build
 from pspl_cuda import attention_map, pspl_loss
 from training.loop import CHECKPOINT, METRICS, Run, load_checkpoint, make_fabric
 from training.losses import PLAIN, Arm, Criterion
-from training.settings import add_options, resolve
 
 ARMS = ["plain", "pspl:1/3", "scale:1/3", "attention:1/3"]
 
@@ -35,12 +32,6 @@ def rows(out):
     """Of metrics.csv, without the clock."""
     with (out / METRICS).open(newline="") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-def settings_of(*options):
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return resolve(parser.parse_args(list(options)))
 
 
 def assert_same(found, expected, where="checkpoint"):

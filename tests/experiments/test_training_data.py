@@ -11,9 +11,7 @@ import torch
 pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 pytest.importorskip("lightning", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
-from experiment_helpers import dataset, photograph, save, shrunken, train
-from test_training import settings_of
-
+from helpers.experiments import dataset, photograph, save, settings_of, shrunken, train
 from training import data, images
 
 

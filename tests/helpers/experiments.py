@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import train_sr
 from networks import bicubic
+from training.settings import add_options, resolve
 
 ROOT = Path(__file__).parents[2]
 # Small enough that a run takes about a second.
@@ -67,3 +69,10 @@ def arguments(data: Path, out: Path, *options: str) -> list[str]:
 def train(data: Path, out: Path, *options: str) -> int:
     """train_sr.py in this process."""
     return train_sr.main(arguments(data, out, *options))
+
+
+def settings_of(*options):
+    """The settings of train_sr.py for command-line options."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return resolve(parser.parse_args(list(options)))
