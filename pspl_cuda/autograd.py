@@ -181,7 +181,7 @@ def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) ->
         return compute, 0
     if sr.dtype != torch.float16:
         return sr.dtype, 0
-    bounded = config.distance != "l2" and config.gamma <= 2.0**14 and config.reduction != "none"
+    bounded = config.distance in ("l1", "charbonnier") and config.gamma <= 2.0**14 and config.reduction != "none"
     if not bounded or torch.compiler.is_compiling():
         return compute, 0
     scale = loss_weight / sr.numel() if config.reduction == "mean" else loss_weight
