@@ -17,12 +17,12 @@ from .stats import PSPLStats
 
 
 def _int64_tensor(*values: int) -> Tensor:
-    """A one-dimensional CPU tensor, real also inside FakeTensorMode."""
+    """A one-dimensional CPU tensor. It holds data inside FakeTensorMode as well."""
     return torch.frombuffer(bytearray(struct.pack(f"={len(values)}q", *values)), dtype=torch.int64)
 
 
 class _Constant:
-    """An attribute of PSPLLoss for one field of its Config: assigning it checks the value and takes effect."""
+    """An attribute of PSPLLoss for one field of its Config. Assigning to it checks the value and replaces the Config."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -39,14 +39,14 @@ class PSPLLoss(nn.Module):
 
     The module counts its calls: the first call in training mode is iteration 1, and Eq. 8's step is
     ``iteration / iterations_per_step``. In eval mode it uses the current step without advancing. A call that raises does not
-    count. The count lives on the CPU and is neither parameter nor buffer: it never waits for a device, is not changed by
+    count. The count is on the CPU and is neither parameter nor buffer: it needs no device synchronisation, is not changed by
     ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and is saved in ``state_dict`` as extra state. A
     checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with: pass
-    ``step`` as a tensor there. Threads that call one module at the same time may lose counts: give each its own.
+    ``step`` as a tensor there. Threads that call one module at the same time may lose counts: use one module per thread.
+
+    All keywords of :func:`pspl_cuda.pspl_loss`, each also an attribute that can be assigned, and:
 
     Args:
-        alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction, return_stats,
-            backend: as in :func:`pspl_cuda.pspl_loss`.
         loss_weight: factor on the loss.
         iterations_per_step: iterations that make one unit of Eq. 8's step. The authors' unit is 1000.
         calls_per_iteration: calls that make one iteration: micro-batches under gradient accumulation, or several outputs that
@@ -60,7 +60,7 @@ class PSPLLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: a keyword of the wrong type or out of range; see :func:`pspl_cuda.pspl_loss` for the images.
-        RuntimeError: an explicit ``backend`` that is not built.
+        RuntimeError: an explicit ``backend`` that is unavailable.
     """
 
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
@@ -112,7 +112,7 @@ class PSPLLoss(nn.Module):
 
     @property
     def iteration(self) -> int:
-        """Iterations begun so far. Settable: after ``loss.iteration = n`` the next training call is iteration n + 1."""
+        """Iterations begun so far. After ``loss.iteration = n`` the next training call is iteration n + 1."""
         return -(-self._count.value // self.calls_per_iteration)
 
     @iteration.setter
@@ -131,7 +131,7 @@ class PSPLLoss(nn.Module):
 
     @property
     def delta(self) -> float:
-        """Eq. 8's delta, the width of the attention, at the current iteration."""
+        """Eq. 8's delta at the current iteration."""
         return self.config.alpha * self.step + self.config.beta
 
     def forward(
@@ -142,7 +142,7 @@ class PSPLLoss(nn.Module):
     ) -> Tensor | tuple[Tensor, PSPLStats | list[PSPLStats]]:
         """Return ``loss_weight`` times the loss; with ``return_stats`` also the statistics (a list for several outputs).
 
-        A given ``step`` is used as it stands, and the count does not change.
+        An explicit ``step`` is used unchanged, and the count does not change.
         """
         if step is not None:
             return self._loss(sr, hr, step)
@@ -162,7 +162,7 @@ class PSPLLoss(nn.Module):
     def _applied_weight(self) -> float:
         return self.loss_weight
 
-    def _loss(self, sr: Tensor | Sequence[Tensor], hr: Tensor | Sequence[Tensor], step: float | Tensor) -> Any:
+    def _loss(self, sr: Any, hr: Any, step: float | Tensor) -> Any:
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
         return functional_loss(sr, hr, step, self.config, self.return_stats, self.backend, self._applied_weight)

@@ -1,11 +1,11 @@
-// One pixel from its four moments to its outputs, the same in every CUDA kernel: maps, gradient, sums.
+// The outputs of one pixel from its four moments, for all CUDA kernels: maps, gradient, sums.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace pspl::cuda {
 
-// How much a kernel does with a pixel. Training with the paper's distance pays for nothing else.
+// What a kernel computes per pixel. Training with l1 has a kernel that computes nothing else.
 enum class Work {
   kL1,        // loss and gradient of distance l1
   kL1Stats,   // and statistics
@@ -22,7 +22,7 @@ constexpr bool kHasAnyDistance = kWork == Work::kDistance || kWork == Work::kAll
 template <Work kWork>
 constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 
-// Returns the gradient. A pixel that is not valid lies beside the image and adds to no sum.
+// Returns the gradient. A pixel that is not valid is outside the image and is not added to the sums.
 template <Work kWork, typename T>
 __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T pivot, T inverse_delta,
                                         T difference, bool valid, int64_t map_offset, Sums<T, kSumCount<kWork>>& sums) {
