@@ -160,7 +160,7 @@ PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
 // ---------------------------------------------------------------- padding
 
 // The index of the pixel at position i of a line of n pixels, for any i: negative, or beyond the end by several
-// lengths. -1 stands for a zero outside the image.
+// lengths. -1 means a zero outside the image.
 template <typename I>
 PSPL_FN I padded_index(I i, I n, Padding padding) {
   if (i >= 0 && i < n) return i;

@@ -34,8 +34,8 @@ def _files(package: Path, library: str) -> list[Path]:
 def _find_package() -> Path:
     """The folder with the compiled libraries.
 
-    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which hold no libraries:
-    then those of the installed package are used.
+    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which contain no
+    libraries; the libraries of the installed package are then used.
     """
     here = Path(__file__).parent
     # All distributions of that name, because the first may be the metadata that a build left in the source folder.

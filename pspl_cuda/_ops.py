@@ -19,7 +19,7 @@ DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 # Returns, for s = loss_weight and the gradient of sr for grad_output = 1:
 #   result          s times the loss, 0-dim for output mean and sum; else a map of sr's shape and layout
 #   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
-#   stats           [4] in the order of PSPLStats; empty unless asked for
+#   stats           [4] in the order of PSPLStats; empty unless with_stats
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
 # padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 DEFINITIONS.define(

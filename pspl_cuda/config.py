@@ -1,4 +1,4 @@
-"""The keywords of PSPL with their defaults, and every check of what a user passes.
+"""The keywords of PSPL with their defaults, and the checks of all arguments.
 
 The checks are shared by all backends, so that bad input gives the same message everywhere. A message names the argument, the
 value received, what is expected and, where there is one, the remedy. ``ValueError`` is for shapes and values, ``TypeError`` for

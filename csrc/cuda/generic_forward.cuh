@@ -10,7 +10,7 @@ struct GenericShared {
   ReduceShared reduce;
 };
 
-// A block takes kThreads columns of kGenericRows rows.
+// A block computes kThreads columns of kGenericRows rows.
 constexpr int kGenericRows = 8;
 
 struct GenericPlan {

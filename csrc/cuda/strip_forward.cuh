@@ -410,7 +410,7 @@ class StripWalker {
   T inverse_delta;
   T pivot;
 
-  // Lane flags: which of the loads k and output columns c this lane takes part in.
+  // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
   T inside[kColumns];  // 1 where valid, else 0
   Offset sr_column[kLoads], hr_column[kLoads];
