@@ -73,9 +73,9 @@ struct DeviceMath {
   static __device__ __forceinline__ float clamp_variance(float x, float least) { return fmaxf(x, least); }
   static __device__ __forceinline__ double clamp_variance(double x, double least) { return fmax(x, least); }
 
-  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two roundings
-  // may make the quotient b / (a + b) too large by 2^-22: b counts that much more in the denominator, which matters only
-  // where the quotient is near 1.
+  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two
+  // roundings may make the quotient b / (a + b) too large by 2^-22. In the denominator b is increased by that amount,
+  // which matters only where the quotient is near 1.
   static __device__ __forceinline__ float normalized_difference(float a, float b) {
     return fmaf(b * rcp_approx(fmaf(b, 1.0f + 0x1p-22f, a)), -2.0f, 1.0f);
   }
@@ -83,8 +83,8 @@ struct DeviceMath {
     return 1.0 - 2.0 * (b / (a + b));
   }
 
-  // The same with the product clamped to [0, 1], which is part of the multiplication and replaces the factor. NaN
-  // becomes 1.
+  // The same with the product clamped to [0, 1], which is part of the multiplication and makes the increase unnecessary.
+  // NaN becomes 1.
   static __device__ __forceinline__ float saturated_difference(float a, float b) {
     return fmaf(__saturatef(b * rcp_approx(a + b)), -2.0f, 1.0f);
   }
