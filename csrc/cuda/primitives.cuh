@@ -83,8 +83,7 @@ struct DeviceMath {
     return 1.0 - 2.0 * (b / (a + b));
   }
 
-  // The same with the product clamped to [0, 1], which is part of the multiplication and makes the increase unnecessary.
-  // NaN becomes 1.
+  // The same with the product clamped to [0, 1] as part of the multiplication, without the increase. NaN becomes 1.
   static __device__ __forceinline__ float saturated_difference(float a, float b) {
     return fmaf(__saturatef(b * rcp_approx(a + b)), -2.0f, 1.0f);
   }
