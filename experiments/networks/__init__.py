@@ -17,6 +17,7 @@ from .vdsr import VDSR
 
 NETWORKS = {
     "srcnn": SRCNN,
+    "srcnn-915": SRCNN.first_version,
     "vdsr": VDSR,
     "drrn": DRRN,
     "lapsrn": LapSRN,

@@ -1,10 +1,8 @@
-"""What the tests of examples/ share: a tiny dataset, and runs on it."""
+"""What the tests of experiments/ share: a tiny dataset, and runs on it."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -12,11 +10,23 @@ from PIL import Image
 
 import train_sr
 from networks import bicubic
-from training.trainer import Trainer
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parents[2]
 # Small enough that a run takes about a second.
-TINY = ["--batch", "2", "--patch", "16", "--iterations", "2", "--validate-every", "2", "--log-every", "1"]
+TINY = [
+    "--scale",
+    "2",
+    "--batch",
+    "2",
+    "--patch",
+    "16",
+    "--iterations",
+    "2",
+    "--validate-every",
+    "2",
+    "--log-every",
+    "1",
+]
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -49,12 +59,11 @@ def shrunken(image: np.ndarray, scale: int) -> np.ndarray:
     return bicubic.shrink(hr, scale)[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-def train(data: Path, out: Path, *options: str, draw: bool = False) -> int:
-    """train_sr.py in this process; drawing takes longer than training, so only on demand."""
-    return run("--data", str(data), "--out", str(out), "--workers", "0", "--device", "cpu", *TINY, *options, draw=draw)
+def arguments(data: Path, out: Path, *options: str) -> list[str]:
+    """Of train_sr.py."""
+    return ["--data", str(data), "--out", str(out), "--device", "cpu", *TINY, *options]
 
 
-def run(*options: str, draw: bool = False) -> int:
-    """train_sr.py with these options alone."""
-    with contextlib.nullcontext() if draw else mock.patch.object(Trainer, "draw", return_value=[]):
-        return train_sr.main(list(options))
+def train(data: Path, out: Path, *options: str) -> int:
+    """train_sr.py in this process."""
+    return train_sr.main(arguments(data, out, *options))

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("skimage", reason="examples/ needs pip install 'pspl_cuda[examples]'")
-pytest.importorskip("tensorboard", reason="examples/ needs pip install 'pspl_cuda[examples]'")
-pytest.importorskip("tqdm", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
-from examples_helpers import photograph
+from experiment_helpers import photograph
+
 from networks import NETWORKS, bicubic, build
 from networks.drrn import DRRN
 from networks.edsr import DIV2K_MEAN, EDSR
 from networks.lapsrn import LapSRN
 from networks.vdsr import VDSR
-from training.images import final
+from training.losses import final
 
 
 def weights(network: nn.Module) -> int:
@@ -32,6 +31,11 @@ def test_srcnn_count():
     """57,184 for 9-5-5 in the paper (TPAMI version, filter sizes): weights; 97 biases come on top."""
     assert weights(build("srcnn", 3)) == 57_184
     assert parameters(build("srcnn", 3)) == 57_184 + 64 + 32 + 1
+
+
+def test_srcnn_first_version_count():
+    """8,032 for 9-1-5 in the same paper."""
+    assert weights(build("srcnn-915", 3)) == 8_032
 
 
 def test_vdsr_count():
@@ -103,6 +107,7 @@ def test_edsr_shifts_the_mean():
 # skip from input to output (SRCNN, EDSR) the network first has to learn what bicubic knows.
 OVERFIT = {
     "srcnn": (lambda: build("srcnn", 2), 1e-3, 500),
+    "srcnn-915": (lambda: build("srcnn-915", 2), 2e-3, 700),
     "vdsr": (lambda: VDSR(2), 5e-4, 60),
     "drrn": (lambda: DRRN(2, units=3, features=32), 2e-3, 100),
     "lapsrn": (lambda: LapSRN(2), 2e-3, 120),

@@ -1,16 +1,18 @@
 """Photographs and folders -> pairs of LR and HR images -> batches of patches.
 
 The batch of an iteration follows from the seed and the iteration alone. So a resumed run sees the data that it would have
-seen, runs with different losses see the same, and each of several processes takes its share of the one joint batch.
+seen, and each of several processes takes its share of the one joint batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import signal
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +25,6 @@ from tqdm import tqdm
 
 from . import images
 from .files import atomic
-from .process import Process
 from .settings import DEMO, Settings
 
 SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
@@ -110,7 +111,7 @@ def sources(folder: Path, scale: int) -> list[Source]:
         SystemExit: no such folder, or no images in it.
     """
     if not folder.is_dir():
-        raise SystemExit(f"--data {folder} is not a folder; expected one of HR images, or 'demo'.")
+        raise SystemExit(f"{folder} is not a folder; expected a folder of HR images.")
     for place in (folder / f"image_SRF_{scale}", folder):
         found = [Source(path, _sibling(path)) for path in _files(place) if re.search(rf"_SRF_{scale}_HR$", path.stem)]
         if found:
@@ -155,13 +156,14 @@ def load(source: Source, scale: int) -> Pair:
     """Read a pair; HR is cropped to what LR covers.
 
     Raises:
-        SystemExit: an image that can't be read, or LR and HR that don't belong together.
+        images.ImageError: an image that can't be read, or is smaller than ``scale``.
+        SystemExit: LR and HR that do not belong together.
     """
     hr = images.read(source.hr)
     if source.lr is None:
         hr = _crop(hr, scale)
         if hr.size == 0:
-            raise SystemExit(f"{source.hr} is smaller than {scale} pixels.")
+            raise images.ImageError(f"{source.hr} is smaller than {scale} pixels.")
         return Pair(source.hr.stem, hr, images.shrink(hr, scale))
     lr = images.read(source.lr)
     height, width = (size * scale for size in lr.shape[:2])
@@ -173,9 +175,22 @@ def load(source: Source, scale: int) -> Pair:
     return Pair(source.hr.stem, hr[:height, :width], lr)
 
 
+def user_cache() -> Path:
+    """pspl_cuda in the folder that the system keeps for caches of this user."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pspl_cuda"
+
+
 def _cached(source: Source, scale: int, cache: Path) -> Pair:
     """As :func:`load`, decoded once and mapped from files, so that all processes share one copy in memory."""
-    stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in source if path is not None]
+    stamps = [
+        (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in source if path is not None
+    ]
     key = f"{source.hr.stem}-x{scale}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]}"
     paths = [cache / f"{key}-{part}.npy" for part in ("hr", "lr")]
     if not all(path.is_file() for path in paths):
@@ -186,48 +201,79 @@ def _cached(source: Source, scale: int, cache: Path) -> Pair:
     try:
         return Pair(source.hr.stem, *(np.load(path, mmap_mode="r") for path in paths))
     except ValueError as error:
-        raise SystemExit(
-            f"{paths[0].parent} holds a damaged copy of {source.hr.name} ({error}): remove {key}-*."
-        ) from None
+        raise SystemExit(f"{cache} holds a damaged copy of {source.hr.name} ({error}): remove {key}-*.") from None
 
 
-def _prepare(found: list[Source], settings: Settings, process: Process, what: str) -> list[Pair]:
-    cache = Path(settings.cache or Path(settings.data) / ".decoded")
-    mine = found[process.local_rank :: process.local_world]
+def _read(found: list[Source], settings: Settings, what: str, quiet: bool) -> list[Pair | images.ImageError]:
+    """Every pair, or what is wrong with it."""
+    cache = Path(settings.cache or user_cache())
+
+    def pair_or_error(source: Source) -> Pair | images.ImageError:
+        try:
+            return _cached(source, settings.scale, cache)
+        except images.ImageError as error:
+            return error
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        done = pool.map(lambda source: _cached(source, settings.scale, cache), mine)
-        for _ in tqdm(done, total=len(mine), desc=f"Reading {what} images", disable=not process.first, leave=False):
-            pass
-    process.wait()
-    return [_cached(source, settings.scale, cache) for source in found]
+        done = pool.map(pair_or_error, found)
+        return list(tqdm(done, total=len(found), desc=f"Reading {what} images", disable=quiet, leave=False))
 
 
-def training_pairs(settings: Settings, process: Process) -> list[Pair]:
-    """Every pair to train on.
+def training_pairs(settings: Settings, quiet: bool = False) -> list[Pair]:
+    """Every pair to train on. Images that can't be read or are smaller than a patch are left out, and named on stderr.
 
     Raises:
-        SystemExit: data that is missing or can't be read, or an image smaller than a patch.
+        SystemExit: no image is left, or LR and HR that do not belong together.
     """
     if settings.data == DEMO:
-        pairs = demonstration(settings.scale, held_out=False)
+        read: list[Pair | images.ImageError] = list(demonstration(settings.scale, held_out=False))
+    elif settings.validate is not None and not (Path(settings.data) / "DIV2K_train_HR").is_dir():
+        read = _read(sources(Path(settings.data), settings.scale), settings, "training", quiet)
     else:
-        found = split(Path(settings.data), settings.scale, held_out=False)
-        pairs = _prepare(found, settings, process, "training")
-    for pair in pairs:
-        if min(pair.hr.shape[:2]) < settings.patch:
-            raise SystemExit(
-                f"{pair.name} is {pair.hr.shape[1]}x{pair.hr.shape[0]}, smaller than a patch: choose --patch below "
-                f"{settings.patch}, or remove it."
+        read = _read(split(Path(settings.data), settings.scale, held_out=False), settings, "training", quiet)
+    pairs, left_out = [], []
+    for item in read:
+        if isinstance(item, images.ImageError):
+            left_out.append(str(item))
+        elif min(item.hr.shape[:2]) < settings.patch:
+            left_out.append(
+                f"{item.name} is {item.hr.shape[1]}x{item.hr.shape[0]}, smaller than a patch of {settings.patch}."
             )
+        else:
+            pairs.append(item)
+    if not pairs:
+        raise SystemExit(f"--data {settings.data}: no image to train on is left. {' '.join(left_out)}")
+    if left_out and not quiet:
+        print(f"Left out {len(left_out)} of {len(read)} images:", *left_out, sep="\n  ", file=sys.stderr)
     return pairs
 
 
-def validation_pairs(settings: Settings, process: Process) -> list[Pair]:
-    """The held-out pairs, the first ``validation_images`` of them."""
-    if settings.data == DEMO:
+def validation_pairs(settings: Settings, quiet: bool = False) -> list[Pair]:
+    """The pairs to validate on, the first ``validation_images`` of them.
+
+    Raises:
+        SystemExit: one that can't be read: a mean without it would be another number.
+    """
+    if settings.validate is not None:
+        found = sources(Path(settings.validate), settings.scale)
+    elif settings.data == DEMO:
         return demonstration(settings.scale, held_out=True)[: settings.validation_images]
-    found = split(Path(settings.data), settings.scale, held_out=True)[: settings.validation_images]
-    return _prepare(found, settings, process, "validation")
+    else:
+        found = split(Path(settings.data), settings.scale, held_out=True)
+    read = _read(found[: settings.validation_images], settings, "validation", quiet)
+    bad = [str(item) for item in read if isinstance(item, images.ImageError)]
+    if bad:
+        raise SystemExit(" ".join(bad))
+    return read
+
+
+def centre(pair: Pair, scale: int, size: int) -> Pair:
+    """The middle ``size`` HR pixels of a pair."""
+    size //= scale
+    top, left = (max(0, (length - size) // 2) for length in pair.lr.shape[:2])
+    lr = pair.lr[top : top + size, left : left + size]
+    hr = pair.hr[top * scale : (top + size) * scale, left * scale : (left + size) * scale]
+    return Pair(pair.name, hr, lr)
 
 
 class Batches(Dataset):
@@ -273,19 +319,17 @@ def _turn(image: np.ndarray, upside_down: bool, mirrored: bool, transposed: bool
 
 
 def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal, but only the trainer decides when to stop.
+    # Ctrl-C reaches every process of the terminal; the main one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def loader(batches: Batches, iterations: Iterable[int], settings: Settings) -> DataLoader:
+def loader(batches: Batches, iterations: Iterable[int], settings: Settings, device: torch.device) -> DataLoader:
     """The batches of ``iterations``, in order."""
-    init: Callable[[int], None] | None = _ignore_interrupts if settings.workers else None
     return DataLoader(
         batches,
         batch_size=None,
         sampler=iterations,
         num_workers=settings.workers,
-        pin_memory=settings.device.startswith("cuda"),
-        worker_init_fn=init,
-        generator=torch.Generator(),  # or it would draw from the random state that checkpoints hold
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupts if settings.workers else None,
     )
