@@ -1,6 +1,6 @@
-// The forward pass. A job is a tile: a strip of columns of a band of rows of one plane. It walks down its rows. Each
-// row of s and d is blurred along itself into a ring of 2 radius + 2 rows; two output rows at a time are blurred down
-// the columns, sharing most of what they need, and weighted. All that is live stays in the first-level cache.
+// The forward pass. A job is a tile: a strip of columns of a band of rows of one plane, processed from top to bottom.
+// Each row of s and d is blurred horizontally into a ring of 2 radius + 2 rows; two output rows at a time are blurred
+// vertically, sharing most of their loads, and weighted. The working set fits in the first-level cache.
 #pragma once
 
 #include <cstdint>
@@ -18,14 +18,14 @@
 namespace pspl::cpu::PSPL_ISA {
 namespace {
 
-// Over some window of s or d.
+// Of a window of s or d.
 template <typename V>
 struct MeanVariance {
   V mean;
   V variance;
 };
 
-// The taps, broadcast. A negative kRadius stands for one known at run time only.
+// The taps, broadcast. A negative kRadius means that the radius is known at run time only.
 template <typename T, typename V, int kRadius>
 struct Window {
   V tap[(kRadius >= 0 ? kRadius : kMaxRadius) + 1];
@@ -44,7 +44,7 @@ class TileKernel {
   using V = Vec<T, kLanes>;
   using Window = PSPL_ISA::Window<T, V, kRadius>;
 
-  // What the ring holds of one vector of columns.
+  // One row of the ring, for one vector of columns.
   struct Cell {
     MeanVariance<V> s;  // over the window along the row
     MeanVariance<V> d;
@@ -64,7 +64,7 @@ class TileKernel {
         rows_(2 * (2 * radius_ + 2)),
         lines_(kLines * line_vectors()) {
     for (int i = 0; i < 2 * (2 * radius_ + 2); ++i) rows_.get()[i] = ring_.get() + i % (2 * radius_ + 2) * vectors_;
-    // The zero padding beside the image. Behind the halo, it keeps unused lanes from holding garbage.
+    // Zeros: the padding beside the image, and a defined value in unused lanes.
     for (int i = 0; i < kSimilarity * line_vectors(); ++i) lines_.get()[i] = V(T(0));
     for (int i = 0; i < vectors_ * kLanes; ++i)
       scalars(kInside)[i] = bit_cast<T>(i < columns_ ? ~typename V::Bits(0) : typename V::Bits(0));
@@ -102,8 +102,8 @@ class TileKernel {
   V* line(int which) const { return lines_.get() + which * line_vectors() + divide_up(radius_, kLanes); }
   T* scalars(int which) const { return reinterpret_cast<T*>(line(which)); }
 
-  // A step ahead of their use: the blur's loads straddle the vectors stored here, and would have to wait for stores
-  // still under way.
+  // Called one step before the rows are used, because the blur's loads overlap two of the vectors stored here and would
+  // wait for the stores.
   void read_two_rows(int64_t y) const {
     for (int i = 0; i < 2; ++i) reader_.read(y + i, scalars(kS + i), scalars(kD + i));
   }
@@ -122,9 +122,9 @@ class TileKernel {
     }
   }
 
-  // The pixel at the centre is taken off its neighbours before they are squared: rounding stays small beside the
-  // variance whatever the mean, and NaN and Inf stay within their windows. The taps are symmetric: pixels at the same
-  // distance are added first, by the adders, which run beside the multipliers.
+  // The centre pixel is subtracted from its neighbours before they are squared: rounding errors are then small compared
+  // with the variance for any mean, and NaN and Inf stay within their windows. The taps are symmetric, so pixels at the
+  // same distance are added first; additions run in parallel with multiplications.
   static PSPL_INLINE MeanVariance<V> blur_along(const Window& window, const T* at) {
     const int radius = window.radius();
     const V centre = V::load(at);
@@ -139,9 +139,8 @@ class TileKernel {
     return {centre + mean, multiply_add(-mean, mean, square)};
   }
 
-  // The similarity of the rows at rows[radius] and rows[radius + 1]. It ends here, and the weighing is a loop of its
-  // own, because both are long chains of dependent operations: short bodies let the processor work on several vectors
-  // at once.
+  // The similarity of the rows at rows[radius] and rows[radius + 1]. The weighting is a separate loop, because both
+  // are long chains of dependent operations, and short loop bodies let the processor work on several vectors at once.
   void similarity_of_two_rows(Cell* const* rows) const {
     const Window window(p_);
     const T twice_c1 = p_.twice_c1, twice_c2 = p_.twice_c2;
@@ -156,13 +155,13 @@ class TileKernel {
     }
   }
 
-  // The variance of a window is the mean of the variances of its rows, plus the variance of their means: of mean^2 +
-  // variance, once the mean of the upper centre row is taken off all means. Of the rows at distance k from the two
-  // centres, half were those at distance k - 1 from the other one.
+  // The variance of a window is the mean of the variances of its rows, plus the variance of their means. It is computed
+  // from the mean of (mean^2 + variance), after the mean of the upper centre row is subtracted from all means. Half of
+  // the rows at distance k from one centre are at distance k - 1 from the other one and already loaded.
   static PSPL_INLINE void blur_down(const Window& window, Cell* const* rows, int v, MeanVariance<V> Cell::* which,
                                     MeanVariance<V>* out) {
     const int radius = window.radius();
-    if (radius == 0) {  // The two windows have no row in common, hence no pivot: a NaN would leave its window.
+    if (radius == 0) {  // The two windows have no common row for a pivot: a NaN would spread to the other window.
       out[0] = rows[0][v].*which;
       out[1] = rows[1][v].*which;
       return;
@@ -196,7 +195,7 @@ class TileKernel {
     out[1] = {lower.mean + pivot, multiply_add(-lower.mean, lower.mean, lower.square)};
   }
 
-  // From the similarity of a row to all its outputs.
+  // All outputs of a row, from its similarity.
   void finish_row(int64_t y, const Cell* cells, const V* similarity) {
     if (map_wanted(Output::kSimilarityMap)) write(p_.map, y, similarity);
     if (p_.loss == nullptr && p_.stats == nullptr && p_.gradient.data == nullptr &&
@@ -228,7 +227,7 @@ class TileKernel {
     V* const attention_line = line(kAttention);
     V* const loss_line = line(kLoss);
     const V* const inside = line(kInside);
-    // Straight to the user's memory if the row is dense there, and whole vectors wide.
+    // Directly into the user's memory if the row is dense there, and whole vectors wide.
     const bool in_place = p_.gradient.data != nullptr && size_of(p_.gradient.dtype) == sizeof(T) &&
                           p_.gradient.strides.column == 1 && columns_ == vectors_ * kLanes;
     T* const gradient =
@@ -263,7 +262,7 @@ class TileKernel {
     for (int i = kAbsErrorSum; i < kNumSums; ++i) add(i, sums[i]);
   }
 
-  // One row is summed in the compute type, rows in double.
+  // A row is summed in the compute type, the rows in double.
   PSPL_INLINE void add(int which, V row) {
     alignas(64) T lanes[kLanes];
     row.store(lanes);
@@ -297,7 +296,7 @@ class TileKernel {
   const int vectors_;
   const RowReader<T> reader_;
   const AlignedBuffer<Cell> ring_;
-  const AlignedBuffer<Cell*> rows_;  // the rows of the ring, twice over: from any start they can be read in order
+  const AlignedBuffer<Cell*> rows_;  // the rows of the ring, twice, so that they can be read in order from any start
   const AlignedBuffer<V> lines_;
   double sums_[kNumSums][kLanes] = {};
 };

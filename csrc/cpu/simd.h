@@ -1,4 +1,4 @@
-// N numbers side by side, over the vector extensions of g++ and clang, and the Math policy of pspl_math.h for them.
+// Vectors of N numbers, based on the vector extensions of g++ and clang, and the Math policy of pspl_math.h for them.
 #pragma once
 
 #include <cstdint>
@@ -71,10 +71,10 @@ PSPL_VEC Mask<T, N> operator<(Vec<T, N> a, Vec<T, N> b) { return {a.raw < b.raw}
 
 PSPL_VEC Vec<T, N> operator-(Vec<T, N> x) { return Vec<T, N>(-x.raw); }
 
-// a * b + c in one expression on the raw vectors: what both compilers contract to one instruction.
+// a * b + c in one expression on the raw vectors, which both compilers contract to one instruction.
 PSPL_VEC Vec<T, N> multiply_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) { return Vec<T, N>(a.raw * b.raw + c.raw); }
 
-// x where the mask has ones, 0 where it has zeros, whatever x is there.
+// x where the mask has ones, 0 where it has zeros, for any x.
 PSPL_VEC Vec<T, N> only(Vec<T, N> mask, Vec<T, N> x) { return Vec<T, N>(mask.bits() & x.bits()); }
 
 // 2^f for |f| <= 1/2 is a polynomial: interpolation at the Chebyshev nodes of (2^f - 1) / f, so that 2^0 is exactly 1.

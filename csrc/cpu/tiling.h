@@ -1,5 +1,5 @@
-// How an image is cut into jobs, from its size alone: never from the number of threads, so that the result is the same,
-// bit for bit, on any number of them.
+// Divides an image into jobs. The division depends on its size only and not on the number of threads, so that the
+// result is bitwise the same for any number of them.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@ namespace {
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// The ring of blurred rows of a strip this wide takes 23 KiB for the 11 x 11 window: it stays in the first-level cache.
+// The ring of blurred rows of such a strip takes 23 KiB for the 11 x 11 window, which fits in the first-level cache.
 template <typename T>
 constexpr int kStripColumns = 384 / sizeof(T);
 
-// A tile repeats the loading and the blur along the row of 2 radius rows above it. Bands are shorter than the longest
-// only where the image would not feed the cores otherwise.
+// A tile repeats the loading and the blur along the row of 2 radius rows above it. Bands are shorter than
+// kLongestBand only if there would be too few tiles for the cores.
 constexpr int64_t kLongestBand = 256;
 constexpr int64_t kShortestBand = 64;
 constexpr int64_t kEnoughTiles = 64;
-// Handing fewer pixels than these to another thread costs more than it saves, and far more while other programs hold
-// the cores: a quarter of the elements that torch itself gives a thread at least, at a price per pixel above theirs.
+// Giving fewer pixels than this to another thread costs more than it saves, in particular on a busy machine. It is a
+// quarter of torch's minimum of elements per thread, because a pixel costs more here.
 constexpr int64_t kWorthAThread = 8192;
 
 template <typename T>
@@ -57,7 +57,7 @@ struct Tile {
   int64_t offset(const Strides& strides) const { return strides.plane_offset(leading[0], leading[1], leading[2]); }
 };
 
-// The channel runs fastest: the tiles of a channels_last image that share their memory follow each other.
+// The channel varies fastest, so that the tiles of a channels_last image that share cache lines are consecutive.
 template <typename T>
 Tile tile_of(const ForwardParams<T>& p, const Tiling<T>& tiling, int64_t index) {
   Tile tile;

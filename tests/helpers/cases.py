@@ -33,7 +33,7 @@ def numpy64(tensor):
 
 
 def leaf(tensor):
-    """A view of the same memory, with the same strides, that asks for a gradient."""
+    """A view of the same memory, with the same strides, that requires a gradient."""
     return tensor.detach().requires_grad_()
 
 
@@ -92,7 +92,7 @@ def check_stats(stats, expected, growth, gamma, compute, data_range):
         assert not value.requires_grad
     assert stats.mean_abs_error.item() == pytest.approx(expected.mean_abs_error, rel=relative, abs=0)
     assert stats.mean_squared_error.item() == pytest.approx(expected.mean_squared_error, rel=relative, abs=0)
-    # A tenth of what one pixel may be off by: an average must be better.
+    # A tenth of the allowed error of one pixel, because an average must be more accurate.
     assert stats.mean_similarity.item() == pytest.approx(
         expected.mean_similarity, abs=tolerances.SIMILARITY[compute] / 10
     )
