@@ -2,7 +2,7 @@
 // distance and its derivative (Eq. 10), padding.
 //
 // V is a number (float, double) or a vector of them; T is the type of the constants. Math supplies what processors
-// compute differently, for V and for T: reciprocal, normalized_difference, saturated_difference, exp2, rsqrt,
+// compute differently, for V and for T: reciprocal, normalized_difference, exp2, rsqrt,
 // clamp_variance, absolute, copy_sign and select. The implementations are cuda/primitives.cuh and cpu/simd.h.
 #pragma once
 

@@ -83,14 +83,6 @@ struct DeviceMath {
     return 1.0 - 2.0 * (b / (a + b));
   }
 
-  // The same with the product clamped to [0, 1] as part of the multiplication, without the increase. NaN becomes 1.
-  static __device__ __forceinline__ float saturated_difference(float a, float b) {
-    return fmaf(__saturatef(b * rcp_approx(a + b)), -2.0f, 1.0f);
-  }
-  static __device__ __forceinline__ double saturated_difference(double a, double b) {
-    return normalized_difference(a, b);
-  }
-
   // 1 / x, refined by one Newton step to about half an ulp. An exact division would be a function call.
   static __device__ __forceinline__ float reciprocal(float x) {
     const float rough = rcp_approx(x);
