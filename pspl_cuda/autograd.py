@@ -156,7 +156,7 @@ def _operator(
     """The forward operator under autograd: what remains of the loss in an exported or traced program."""
     constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = OUTPUTS[constants["output"]] in REDUCTIONS
+    is_loss = constants["output"] < len(REDUCTIONS)
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         return _ops.forward_below_autograd(sr, hr, step_argument, constants)
     wanted = constants["gradient_dtype"]

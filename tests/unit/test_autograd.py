@@ -116,8 +116,8 @@ def test_retain_graph(backend, distance):
 @pytest.mark.parametrize("wanted", ["sr", "hr", "both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
-    """The gradient takes the residual's memory only where nobody asks for the residual again, and has the same bits."""
+def test_last_backward_reuses_the_saved_gradient(backend, dtype, wanted, reduction):
+    """The gradient takes the saved gradient's memory only in the last backward pass, and has the same bits."""
     if not backend.fused:
         pytest.skip("the reference leaves it to autograd")
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, backend.device)
@@ -125,13 +125,12 @@ def test_last_walk_gives_the_residual_away(backend, dtype, wanted, reduction):
     loss = backend.pspl_loss(
         *{"sr": (*inputs, hr), "hr": (sr, *inputs), "both": inputs}[wanted], 1.0, reduction=reduction
     )
-    residual = loss.grad_fn.saved_tensors[0]
+    saved_gradient = loss.grad_fn.saved_tensors[0]
     kept = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0), retain_graph=True)
-    assert all(gradient.data_ptr() != residual.data_ptr() for gradient in kept)
+    assert all(gradient.data_ptr() != saved_gradient.data_ptr() for gradient in kept)
     last = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0))
     assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
-    gives_away = wanted != "hr" and dtype != torch.float16
-    assert (last[0].data_ptr() == residual.data_ptr()) == gives_away
+    assert (last[0].data_ptr() == saved_gradient.data_ptr()) == (wanted != "hr")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -254,18 +253,19 @@ def test_nothing_is_saved_without_gradient(backend):
     assert saved == more == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_only_the_gradient_is_saved(fused, dtype):
-    """For l1, one tensor of the image's size in the compute type, and no image: the design's promise on memory."""
+    """For l1, one tensor of the image's size and dtype, which becomes the gradient, and no image."""
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     sr = leaf_copy(sr)
     with _Saved() as saved:
         fused.pspl_loss(sr, hr, 1.0, return_stats=True)
     (saved_gradient,) = saved
     assert saved_gradient.shape == sr.shape
-    assert saved_gradient.dtype == torch.float32
-    expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
-    tolerances.assert_gradient(saved_gradient, expected.grad_sr, torch.float32)
+    assert saved_gradient.dtype == dtype
+    if dtype != torch.float16:  # saved with a power of two that keeps it in range
+        expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
+        tolerances.assert_gradient(saved_gradient, expected.grad_sr, tolerances.compute_dtype(sr, hr))
 
 
 def test_images_may_change_after_forward(backend):
@@ -544,6 +544,7 @@ def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
         "padding": PADDINGS.index(config.padding),
         "distance": config_module.DISTANCES.index(config.distance),
         "loss_weight": 1.0,
+        "gradient_exponent": 0,
     }
 
 
@@ -569,11 +570,12 @@ def test_opcheck_forward(operator_device, sample, as_tensor):
     sr, hr = _sample_pair(sample, operator_device)
     step = torch.tensor(1.0, device=operator_device) if as_tensor else None
     output = OUTPUTS.index(sample.get("reduction", "mean"))
-    for gradient, stats in ((False, False), (True, True), (True, False), (False, True)):
+    saved = torch.float64 if torch.float64 in sample["dtypes"] else sample["dtypes"][0]
+    for gradient, stats in ((None, False), (saved, True), (saved, False), (None, True)):
         torch.library.opcheck(
             torch.ops.pspl_cuda.forward.default,
             (sr, hr, step, 1.0),
-            {**_operator_arguments(**sample), "output": output, "with_gradient": gradient, "with_stats": stats},
+            {**_operator_arguments(**sample), "output": output, "gradient_dtype": gradient, "with_stats": stats},
         )
 
 
@@ -581,7 +583,7 @@ def test_opcheck_forward(operator_device, sample, as_tensor):
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
 def test_opcheck_map(operator_device, sample, output):
     sr, hr = _sample_pair(sample, operator_device)
-    fields = {"output": OUTPUTS.index(output), "with_gradient": False, "with_stats": False}
+    fields = {"output": OUTPUTS.index(output), "gradient_dtype": None, "with_stats": False}
     torch.library.opcheck(
         torch.ops.pspl_cuda.forward.default, (sr, hr, None, 1.0), {**_operator_arguments(**sample), **fields}
     )
@@ -593,28 +595,31 @@ def test_opcheck_backward(operator_device, shape, dtype):
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     saved_gradient = distinct_pair(shape, compute, operator_device)[0]
     grad_output = torch.tensor(2.5, dtype=compute, device=operator_device)
-    for negate in (False, True):
-        torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved_gradient, grad_output, negate, dtype))
-        got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, negate, dtype)
-        assert torch.equal(got, (saved_gradient * (-2.5 if negate else 2.5)).to(dtype))
+    for saved in {saved_gradient, saved_gradient.to(dtype)}:
+        for factor in (1.0, -0.25):
+            torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved, grad_output, factor, dtype))
+            got = torch.ops.pspl_cuda.backward(saved, grad_output, factor, dtype)
+            assert torch.equal(got, (saved.to(compute) * (2.5 * factor)).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
 def test_opcheck_backward_in_place(operator_device, shape, dtype):
     saved_gradient = distinct_pair(shape, dtype, operator_device)[0]
-    grad_output = torch.tensor(2.5, dtype=dtype, device=operator_device)
-    torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output))
-    expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, False, dtype)
-    torch.ops.pspl_cuda.backward_(saved_gradient, grad_output)
-    assert torch.equal(saved_gradient, expected)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    for value in (1.0, 2.5):
+        grad_output = torch.tensor(value, dtype=compute, device=operator_device)
+        torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output, 1.0))
+        expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1.0, dtype)
+        torch.ops.pspl_cuda.backward_(saved_gradient, grad_output, 1.0)
+        assert torch.equal(saved_gradient, expected)
 
 
 def test_backward_rounds_once(operator_device):
     """The product is formed in float32 and rounded to 16 bits last."""
     saved_gradient = torch.tensor([[[1e-9, -3e-9]]], device=operator_device)
     grad_output = torch.tensor(65536.0, device=operator_device)
-    got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, False, torch.float16)
+    got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1.0, torch.float16)
     assert torch.equal(got.cpu(), (saved_gradient.double() * 65536).half().cpu())
 
 
@@ -623,7 +628,7 @@ def test_operators_refuse_what_python_would_have(operator_device):
     sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
 
     def forward(a, b, step=None, **changes):
-        fields = {"output": 0, "with_gradient": True, "with_stats": True}
+        fields = {"output": 0, "gradient_dtype": torch.float32, "with_stats": True}
         torch.ops.pspl_cuda.forward(a, b, step, 1.0, **{**_operator_arguments(), **fields, **changes})
 
     forward(sr, hr)
@@ -633,10 +638,18 @@ def test_operators_refuse_what_python_would_have(operator_device):
     wrong = [{"window_size": size} for size in (10, 0, -1, 1001)]
     for name in ("padding", "distance"):
         wrong += [{name: 3}, {name: -1}]
-    for changes in (*wrong, {"output": 5}, {"output": -1}, {"loss_weight": 0.0}, {"loss_weight": math.nan}):
+    for changes in (
+        *wrong,
+        {"output": 5},
+        {"output": -1},
+        {"gradient_dtype": torch.float64},
+        {"gradient_exponent": 5000},
+        {"loss_weight": 0.0},
+        {"loss_weight": math.nan},
+    ):
         with pytest.raises(RuntimeError):
             forward(sr, hr, **changes)
     with pytest.raises(RuntimeError):
         forward(sr, hr, step=torch.ones(2, device=operator_device))
     with pytest.raises(RuntimeError):
-        torch.ops.pspl_cuda.backward(sr[..., ::2], torch.tensor(1.0, device=operator_device), False, torch.float32)
+        torch.ops.pspl_cuda.backward(sr[..., ::2], torch.tensor(1.0, device=operator_device), 1.0, torch.float32)

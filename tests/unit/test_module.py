@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
 from helpers import ddp_worker
-from pspl_cuda import PSPLLoss, PSPLStats, config
+from pspl_cuda import PSPLLoss, PSPLStats, _library, config
 
 
 @pytest.fixture
@@ -533,3 +534,62 @@ def test_bad_assignments():
     assert loss.iteration == 3
     with pytest.raises(TypeError):
         PSPLLoss(1.0)
+
+
+# ---------------------------------------------------------------- capturable
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 3])
+def test_capturable_follows_the_same_schedule(pair, calls_per_iteration):
+    """Count, step and state are those of the plain module, in training and evaluation."""
+    keywords = {"iterations_per_step": 4, "calls_per_iteration": calls_per_iteration, "start_iteration": 2}
+    plain, capturable = PSPLLoss(**keywords), PSPLLoss(**keywords, capturable=True)
+    for call in range(9):
+        for module in (plain, capturable):
+            module.train(call != 4)
+        assert torch.equal(plain(*pair), capturable(*pair))
+        assert plain.iteration == capturable.iteration
+    assert torch.equal(plain.state_dict()["_extra_state"], capturable.state_dict()["_extra_state"])
+    resumed = PSPLLoss(**keywords, capturable=True)
+    resumed.load_state_dict(plain.state_dict())
+    assert torch.equal(resumed(*pair), plain(*pair))
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_capturable_copies(pair, duplicate):
+    loss = PSPLLoss(capturable=True)
+    loss(*pair)
+    twin = duplicate(loss)
+    twin(*pair)
+    assert (twin.iteration, loss.iteration) == (2, 1)
+
+
+def test_capturable_keeps_its_memory(pair):
+    """A captured graph knows the address of the count: nothing may replace it."""
+    loss = PSPLLoss(capturable=True)
+    address = loss._calls.data_ptr()
+    loss(*pair)
+    loss.iteration = 7
+    loss.load_state_dict(PSPLLoss(start_iteration=9).state_dict())
+    assert (loss._calls.data_ptr(), loss.iteration) == (address, 9)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_compiled_graph_of_capturable_is_on_one_device(capturable, monkeypatch):
+    """Inductor skips CUDA graphs where a CPU tensor is in the graph. Traced with fake CUDA tensors: no GPU is needed."""
+    monkeypatch.setitem(_library._reasons, "cuda", None)
+    devices = set()
+
+    def record(graph, inputs):
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        devices.update(value.device.type for value in values if isinstance(value, torch.Tensor))
+        return graph
+
+    torch._dynamo.reset()
+    loss = PSPLLoss(capturable=capturable)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        if capturable:
+            loss._calls = torch.zeros(1, dtype=torch.int64, device="cuda")
+        images = torch.empty(2, 1, 3, 8, 8, device="cuda")
+        torch.compile(loss, backend=record, fullgraph=True)(*images)
+    assert devices == ({"cuda"} if capturable else {"cuda", "cpu"})
