@@ -155,7 +155,7 @@ def _operator(
     """The forward operator under autograd: what remains of the loss in an exported or traced program."""
     constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = OUTPUTS[constants["output"]] in REDUCTIONS
+    is_loss = 0 <= constants["output"] < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         return _ops.forward_below_autograd(sr, hr, step_argument, constants)
     wanted = constants["gradient_dtype"]
