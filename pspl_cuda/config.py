@@ -157,7 +157,7 @@ def _check_config(*constants: Any) -> Config:
         eps=check_scalar("eps", config.eps, above=0),
         reduction=check_choice("reduction", config.reduction, REDUCTIONS),
     )
-    for name in ("alpha", "beta", "gamma", "mu"):
+    for name in ("alpha", "beta", "gamma"):
         _check_float32(name, getattr(config, name))
     _check_square("k1 * data_range", config.k1 * config.data_range)
     _check_square("k2 * data_range", config.k2 * config.data_range)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ class PSPLLoss(nn.Module):
     ``iteration / iterations_per_step``. In eval mode it uses the current step without advancing. A call that raises does not
     count. The count lives on the CPU and is neither parameter nor buffer: it never waits for a device, is not changed by
     ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and is saved in ``state_dict`` as extra state. A
-    checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with: pass
-    ``step`` as a tensor there. Threads that call one module at the same time may lose counts: give each its own.
+    checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with,
+    unless the module is ``capturable``. Threads that call one module at the same time may lose counts: give each its own.
 
     Args:
         alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction, return_stats,
@@ -53,6 +53,9 @@ class PSPLLoss(nn.Module):
             call the loss one by one.
         start_iteration: iterations already done, for resuming where the loss's state is not saved: the next call is
             ``start_iteration + 1``.
+        capturable: as in :mod:`torch.optim`: the count lives on the images' device and advances there, so that a CUDA graph
+            (captured by hand or by ``torch.compile(mode="reduce-overhead")``) follows the schedule. It moves there with
+            ``.to()``, or at the first call, which must come before a capture. Reading ``iteration`` then waits for the device.
 
     Shape:
         ``sr``, ``hr``: ``[..., C, H, W]`` each, or two lists or tuples of such tensors, one per output of the network (the
@@ -60,7 +63,7 @@ class PSPLLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: a keyword of the wrong type or out of range; see :func:`pspl_cuda.pspl_loss` for the images.
-        RuntimeError: an explicit ``backend`` that is not built.
+        RuntimeError: an explicit ``backend`` that is not built; a capture before the first call of a ``capturable`` module.
     """
 
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
@@ -89,6 +92,7 @@ class PSPLLoss(nn.Module):
         iterations_per_step: float = 1000,
         calls_per_iteration: int = 1,
         start_iteration: int = 0,
+        capturable: bool = False,
     ) -> None:
         super().__init__()
         self.config = check_config(
@@ -100,25 +104,38 @@ class PSPLLoss(nn.Module):
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
         self._calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
+        self.capturable = check_flag("capturable", capturable)
         # [1]. A tensor, because torch.compile takes a module's integers for constants and would compile again at every call.
-        # Eager code reads and writes its memory: a tensor operation would be subject to ambient modes (FakeTensorMode,
-        # torch.func).
         self._calls = _int64_tensor(0)
         self.iteration = start_iteration
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._calls = _int64_tensor(self._count.value)  # copy.copy() would share the memory
+        self._calls = _int64_tensor(self._read_calls())  # copy.copy() would share the memory
+
+    # Eager code reads and writes the memory of a count on the CPU: a tensor operation would be subject to ambient modes
+    # (FakeTensorMode, torch.func).
+
+    def _read_calls(self) -> int:
+        if self._calls.device.type == "cpu":
+            return ctypes.c_int64.from_address(self._calls.data_ptr()).value
+        return int(self._calls)
+
+    def _write_calls(self, calls: int) -> None:
+        if self._calls.device.type == "cpu":
+            ctypes.c_int64.from_address(self._calls.data_ptr()).value = calls
+        else:
+            self._calls.fill_(calls)  # in place: a captured graph knows this memory
 
     @property
     def iteration(self) -> int:
         """Iterations begun so far. Settable: after ``loss.iteration = n`` the next training call is iteration n + 1."""
-        return -(-self._count.value // self.calls_per_iteration)
+        return -(-self._read_calls() // self.calls_per_iteration)
 
     @iteration.setter
     def iteration(self, value: int) -> None:
         most = MAX_COUNT // self.calls_per_iteration
-        self._count.value = check_count("iteration", value, least=0, most=most) * self.calls_per_iteration
+        self._write_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
 
     @property
     def calls_per_iteration(self) -> int:
@@ -131,10 +148,6 @@ class PSPLLoss(nn.Module):
         iteration = check_count("iteration", self.iteration, least=0, most=MAX_COUNT // value)
         self._calls_per_iteration = value
         self.iteration = iteration
-
-    @property
-    def _count(self) -> ctypes.c_int64:
-        return ctypes.c_int64.from_address(self._calls.data_ptr())
 
     @property
     def step(self) -> float:
@@ -159,16 +172,43 @@ class PSPLLoss(nn.Module):
         if step is not None:
             return self._loss(sr, hr, step)
         advance = 1 if self.training else 0
-        if torch.compiler.is_compiling():
+        if self.capturable:
+            self._move_calls(sr)
+        if self.capturable or torch.compiler.is_compiling():
             calls = self._calls + advance
             iteration = -(-calls.reshape(()) // self.calls_per_iteration)
             result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
-            self._calls = calls
+            if self.capturable:
+                self._calls.add_(advance)
+            else:
+                self._calls = calls
             return result
-        count = self._count.value + advance
+        count = self._read_calls() + advance
         result = self._loss(sr, hr, -(-count // self.calls_per_iteration) / self.iterations_per_step)
-        self._count.value = count
+        self._write_calls(count)
         return result
+
+    def _move_calls(self, sr: Tensor | Sequence[Tensor]) -> None:
+        image = sr[0] if isinstance(sr, (list, tuple)) and sr else sr
+        if not isinstance(image, Tensor) or image.device == self._calls.device:
+            return
+        if torch.compiler.is_compiling():
+            self._calls = self._calls.to(image.device)
+            return
+        if image.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"PSPLLoss(capturable=True) holds its count on {self._calls.device}, but a CUDA graph is being captured on "
+                f"{image.device}. Call the module once on images of that device before the capture, as a warm-up."
+            )
+        self.to(image.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PSPLLoss:
+        super()._apply(fn, recurse)
+        if self.capturable:
+            self._calls = fn(self._calls)
+            # Inductor's CUDA graphs accept an input that is changed in place only if its address is fixed.
+            torch._dynamo.mark_static_address(self._calls)
+        return self
 
     @property
     def _applied_weight(self) -> float:
@@ -198,7 +238,7 @@ class PSPLLoss(nn.Module):
         """``[iteration, calls made in it, calls_per_iteration]``, int64. A tensor, because frameworks move a state dict's values
         to the CPU."""
         started = max(self.iteration - 1, 0) * self.calls_per_iteration
-        return _int64_tensor(self.iteration, self._count.value - started, self.calls_per_iteration)
+        return _int64_tensor(self.iteration, self._read_calls() - started, self.calls_per_iteration)
 
     def set_extra_state(self, state: Any) -> None:
         """Continue after the saved iteration, also with another ``calls_per_iteration``."""
@@ -207,7 +247,7 @@ class PSPLLoss(nn.Module):
         )
         values = state.reshape(-1).tolist() if integers else []
         if len(values) == 1:  # written by 0.1.0: the number of calls
-            self._count.value = check_count("the saved count of calls", values[0], least=0)
+            self._write_calls(check_count("the saved count of calls", values[0], least=0))
             return
         if len(values) != 3:
             raise self._malformed(state)
@@ -216,7 +256,7 @@ class PSPLLoss(nn.Module):
             raise self._malformed(state)
         self.iteration = iteration
         if iteration > 0 and per_iteration == self.calls_per_iteration:
-            self._count.value -= per_iteration - calls
+            self._write_calls(self._read_calls() - (per_iteration - calls))
 
     @staticmethod
     def _malformed(state: Any) -> ValueError:

@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     const Strides& map = p.map.strides;
     const int64_t map_offset = map.plane_offset(i0, i1, i2) + row * map.row + column * map.column;
-    const T gradient = emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, map_offset, sums);
+    const T gradient =
+        emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, T(1), map_offset, sums);
     if (p.gradient.data != nullptr) {
       const Strides& out = p.gradient.strides;
       store_gradient(p.gradient, out.plane_offset(i0, i1, i2) + row * out.row + column * out.column, gradient);

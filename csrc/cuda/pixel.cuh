@@ -22,25 +22,28 @@ constexpr bool kHasAnyDistance = kWork == Work::kDistance || kWork == Work::kAll
 template <Work kWork>
 constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 
-// Returns the gradient. A pixel that is not valid lies beside the image and adds to no sum.
+// Returns the gradient. `inside` is 1, or 0 for a pixel beside the image, which adds to no sum: `counts` tells whether
+// its loss and error, which may be known to be 0, are added. A factor costs no predicate, and NaN times 0 does no harm:
+// a NaN beside the image comes from a pixel in it, whose own terms are NaN.
 template <Work kWork, typename T>
 __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T pivot, T inverse_delta,
-                                        T difference, bool valid, int64_t map_offset, Sums<T, kSumCount<kWork>>& sums) {
+                                        T difference, bool counts, T inside, int64_t map_offset,
+                                        Sums<T, kSumCount<kWork>>& sums) {
   const T m_s = similarity<DeviceMath>(moments, pivot, p.twice_c1, p.twice_c2);
   const T m_a = attention<DeviceMath>(m_s, inverse_delta, p.gamma, p.mu);
   const Distance distance = kHasAnyDistance<kWork> ? p.distance : Distance::kL1;
   const PixelLoss<T> pixel = pixel_loss<DeviceMath>(distance, m_a, difference, p.eps_squared);
-  sums.value[kLossSum] += valid ? pixel.loss : T(0);
+  sums.value[kLossSum] += counts ? pixel.loss : T(0);
   if constexpr (kHasStats<kWork>) {
-    if (valid) {
+    if (counts) {
       sums.value[kAbsErrorSum] += DeviceMath::absolute(difference);
       sums.value[kSquaredErrorSum] += difference * difference;
-      sums.value[kSimilaritySum] += m_s;
-      sums.value[kAttentionSum] += m_a;
     }
+    sums.value[kSimilaritySum] += inside * m_s;
+    sums.value[kAttentionSum] += inside * m_a;
   }
   if constexpr (kWork == Work::kAll) {
-    if (valid && p.map.data != nullptr) {
+    if (inside != T(0) && p.map.data != nullptr) {
       p.map.data[map_offset] = p.output == Output::kSimilarityMap  ? m_s
                                : p.output == Output::kAttentionMap ? m_a
                                                                    : pixel.loss;

@@ -73,10 +73,11 @@ struct DeviceMath {
   static __device__ __forceinline__ float clamp_variance(float x, float least) { return fmaxf(x, least); }
   static __device__ __forceinline__ double clamp_variance(double x, double least) { return fmax(x, least); }
 
-  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The approximate reciprocal may be
-  // 1 ulp too large, which would give a quotient of 1 + 2^-22: the factor removes that excess.
+  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two roundings
+  // may make the quotient b / (a + b) too large by 2^-22: b counts that much more in the denominator, which matters only
+  // where the quotient is near 1.
   static __device__ __forceinline__ float normalized_difference(float a, float b) {
-    return fmaf(b * rcp_approx(a + b), -2.0f * (1.0f - 0x1p-22f), 1.0f);
+    return fmaf(b * rcp_approx(fmaf(b, 1.0f + 0x1p-22f, a)), -2.0f, 1.0f);
   }
   static __device__ __forceinline__ double normalized_difference(double a, double b) {
     return 1.0 - 2.0 * (b / (a + b));

@@ -212,6 +212,7 @@ class StripWalker {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       valid[c] = column + c < width;
+      inside[c] = valid[c] ? T(1) : T(0);
       stores[c] = valid[c] && p.gradient.data != nullptr;
     }
 
@@ -344,13 +345,13 @@ class StripWalker {
     // R rows before the one just written: the place after it stands for kRing - 1 rows before.
     const auto centre = *reinterpret_cast<const Centre*>(shared_memory + rows_later(Traits::kRing - 1 - R));
     // Beside a zero-padded image the difference is 0, and so is its l1 or l2: nothing to leave out.
-    const bool zero_beside = Traits::kZeros && (Traits::kWork == Work::kL1 ||
+    const bool zero_beside = Traits::kZeros && (!kHasAnyDistance<Traits::kWork> ||
                                                 (Traits::kWork == Work::kDistance && p.distance == Distance::kL2));
     T gradient[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const bool counts = zero_beside || valid[c];
-      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts,
+      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts, inside[c],
                                               map_next + c * p.map.strides.column, sums);
     }
     store_gradients(gradient);
@@ -411,6 +412,7 @@ class StripWalker {
 
   // Lane flags: which of the loads k and output columns c this lane takes part in.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
+  T inside[kColumns];  // 1 where valid, else 0
   Offset sr_column[kLoads], hr_column[kLoads];
   Offset sr_next, hr_next, gradient_next;  // this lane's place in the next row
   int64_t map_next;

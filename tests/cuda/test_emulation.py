@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import oracle, tolerances
+from helpers import adversarial_images, oracle, tolerances
 from helpers.cases import numpy64, smooth_pair
 
 try:
@@ -311,3 +311,56 @@ def test_planted_bugs_are_found(plant, tmp_path):
     result = _run(prefix, _planted(plant), "all" if sanitizer == "memory" else "small")
     assert result.returncode != 0, "the planted bug was not found"
     assert complaint in result.stderr
+
+
+# ---------------------------------------------------------------- approximate instructions
+
+
+@pytest.mark.parametrize("name", ["rcp", "ex2", "rsqrt"])
+@pytest.mark.parametrize("approximation", emulation.APPROXIMATIONS)
+def test_approximations_stay_within_the_documented_error(name, approximation):
+    """Each mode moves the exact value by at most the bound that primitives.cuh states; largest and smallest reach it."""
+    exact = {"rcp": lambda x: 1 / x, "ex2": np.exp2, "rsqrt": lambda x: 1 / np.sqrt(x)}[name]
+    bound = {"rcp": 1, "ex2": 2, "rsqrt": 2}[name]
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.uniform(-30, 0, 2000) if name == "ex2" else 2.0 ** rng.uniform(-60, 60, 2000))
+    emulation.kernels.set_approximation(emulation.APPROXIMATIONS.index(approximation))
+    found = np.array([getattr(emulation.kernels, f"{name}_approx")(float(value)) for value in x])
+    true = exact(x.astype(np.float64))
+    ulps = (found - true) / np.spacing(np.abs(true).astype(np.float32))
+    assert np.abs(ulps).max() <= bound * (1 + 1e-6)
+    if approximation == "largest":
+        assert ulps.min() > bound - 1
+    if approximation == "smallest":
+        assert ulps.max() < 1 - bound
+    assert np.isnan(emulation.kernels.rcp_approx(math.nan))
+
+
+@pytest.mark.parametrize("approximation", emulation.APPROXIMATIONS[1:])
+@pytest.mark.parametrize("name", adversarial_images.IMAGES)
+def test_budget_holds_for_every_approximation(name, approximation):
+    """What a GPU may return, not what a CPU does: the budget of test_numerics.py, and |M_s| <= 1."""
+    sr, hr = adversarial_images.pair(name)
+    expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0)
+    far = name in adversarial_images.FAR
+    with emulation.device(approximation=approximation):
+        m_s = emulation.similarity_map(sr, hr)
+        assert m_s.abs().max() <= 1
+        tolerances.assert_similarity(m_s, expected.similarity, far)
+        assert torch.equal(emulation.similarity_map(sr, sr), torch.ones_like(sr))
+        sr.requires_grad_()
+        loss = emulation.pspl_loss(sr, hr, 1.0)
+        (gradient,) = torch.autograd.grad(loss, sr)
+    tolerances.assert_loss(loss, expected, tolerances.FAR_LOSS_FACTOR if far else 1)
+    tolerances.assert_gradient(gradient, expected.grad_sr, torch.float32, tolerances.FAR_GRADIENT_FACTOR if far else 1)
+
+
+@pytest.mark.parametrize("approximation", emulation.APPROXIMATIONS)
+def test_similarity_never_leaves_its_range(approximation):
+    """Opposite images of any size, whose quotients are nearly 1."""
+    rng = np.random.default_rng(1)
+    for scale in (1.0, 30.0, 255.0, 1e4):
+        hr = torch.from_numpy(rng.standard_normal((1, 3, 24, 70)).astype(np.float32)) * scale
+        with emulation.device(approximation=approximation):
+            for sr in (-hr, -hr * 1.001, 0.5 - hr, hr * 1e-3):
+                assert emulation.similarity_map(sr, hr).abs().max() <= 1

@@ -10,11 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import pspl_cuda
-from helpers import backends, tolerances
+from helpers import backends
 from helpers.cases import LAYOUTS, check_against_oracle
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -92,7 +91,9 @@ def oracle(seed: int, case: int) -> None:
     torch.set_num_threads(rng.choice([1, 2, 3]))
     for name in ("cpu", "reference"):
         if backends.why_not(name) is None:
-            check_against_oracle(backends.Backend(name), *pair, step, upstream=rng.choice([1.0, 0.25]), maps=True, **keywords)
+            check_against_oracle(
+                backends.Backend(name), *pair, step, upstream=rng.choice([1.0, 0.25]), maps=True, **keywords
+            )
 
 
 # ---------------------------------------------------------------- autograd
@@ -194,7 +195,9 @@ def guarded_case(seed: int, case: int) -> None:
     keywords = _keywords(rng)
     memory, guarded = [], []
     for image in pair:
-        memory.append(GuardedMemory(image.element_size() * (image.untyped_storage().nbytes() // image.element_size() + 1)))
+        memory.append(
+            GuardedMemory(image.element_size() * (image.untyped_storage().nbytes() // image.element_size() + 1))
+        )
         guarded.append(memory[-1].image(image, at_end=rng.random() < 0.5).requires_grad_())
     torch.set_num_threads(rng.choice([1, 2]))
     loss = pspl_cuda.pspl_loss(*guarded, 1.0, **keywords)
@@ -224,7 +227,12 @@ def _in_child(function: str, seed: int, case: int, count: int) -> None:
 
 # Patterns of a NaN's bits, as integers of the dtype's width: quiet and signalling, both signs, payloads in every position.
 _MANTISSA = {torch.float32: 23, torch.float16: 10, torch.bfloat16: 7, torch.float64: 52}
-_INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+_INTEGERS = {
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float64: torch.int64,
+}
 
 
 def _nan(rng: random.Random, dtype: torch.dtype) -> torch.Tensor:
@@ -302,7 +310,10 @@ def compiled(seed: int, case: int) -> None:
 
     torch._dynamo.reset()
     results = []
-    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=rng.choice([None, True]))):
+    for run in (
+        function,
+        torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=rng.choice([None, True])),
+    ):
         a, b = pair[0].detach().requires_grad_(), pair[1].detach().requires_grad_(needs_hr)
         loss = run(a, b)
         inputs = [a, b][: 1 + needs_hr]
@@ -314,7 +325,11 @@ def compiled(seed: int, case: int) -> None:
         # A product of 3 and the gradient is rounded in another order.
         tolerance = 4 * torch.finfo(got.dtype).eps
         torch.testing.assert_close(
-            got, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item() + torch.finfo(got.dtype).tiny, equal_nan=True
+            got,
+            wanted,
+            rtol=tolerance,
+            atol=tolerance * wanted.abs().max().item() + torch.finfo(got.dtype).tiny,
+            equal_nan=True,
         )
 
 

@@ -146,6 +146,7 @@ def test_compile_a_training_step(traceable, compiled):
         torch.testing.assert_close(got, layer.weight.grad, rtol=1e-4, atol=1e-7)
     assert counter.frame_count == 1
 
+
 # ---------------------------------------------------------------- how often
 
 # Batch, height and width change, one by one and together, over and under the window and with prime sizes.
@@ -169,8 +170,8 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES)
 def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
-    if not traceable.fused and loss != "PSPLLoss":
-        pytest.skip("slow to compile, and no different")
+    if not traceable.fused:
+        pytest.skip("slow to compile; test_compile_with_changing_shapes has it")
     keywords, dtype = LOSSES[loss]
     if loss.startswith("PSPLLoss"):
         eager = PSPLLoss(**keywords, start_iteration=1, backend=traceable.name)
@@ -207,8 +208,6 @@ def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
     """A keyword from a schedule of its own becomes a symbol: its checks must compile for one."""
     if not traceable.fused and (dynamic or name != "gamma"):
         pytest.skip("slow to compile, and no different")
-    if name == "sigma" and not traceable.fused:
-        pytest.skip("the reference makes the window in Python")
     sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
 
     def loss(a, b, value):

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
 from helpers import ddp_worker
-from pspl_cuda import PSPLLoss, PSPLStats, config
+from pspl_cuda import PSPLLoss, PSPLStats, _library, config
 
 
 @pytest.fixture
@@ -220,12 +220,6 @@ def _state_in_fake_mode(loss, pair):
         loss.iteration += 1
 
 
-def _deepcopy_in_fake_mode(loss, pair):
-    with FakeTensorMode():
-        assert copy.deepcopy(loss).iteration == loss.iteration
-        PSPLLoss()
-
-
 def _export(loss, pair):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -235,7 +229,6 @@ def _export(loss, pair):
 MODES = {
     "FakeTensorMode": _in_fake_mode,
     "state_dict in FakeTensorMode": _state_in_fake_mode,
-    "deepcopy in FakeTensorMode": _deepcopy_in_fake_mode,
     "inference_mode": lambda loss, pair: torch.inference_mode()(loss)(*pair),
     "torch.func.grad": lambda loss, pair: torch.func.grad(lambda a: loss(a, pair[1]))(pair[0]),
     "torch.func.jvp": lambda loss, pair: torch.func.jvp(lambda a: loss(a, pair[1]), pair[:1], pair[1:]),
@@ -248,8 +241,8 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_count_after_ambient_modes(pair, mode):
-    """The count is a plain number whatever surrounded a call: it has advanced by one or not at all, and everything that is done to
-    a module afterwards works. (The reference, which every mode can trace.)"""
+    """The count is a plain number whatever surrounded a call: it has advanced by one or not at all, and all that is done to a module
+    afterwards works. (The reference, which every mode can trace.)"""
     loss = PSPLLoss(start_iteration=5, iterations_per_step=1, backend="reference")
     MODES[mode](loss, pair)
     count = loss.iteration
@@ -478,7 +471,10 @@ def test_state_dict_survives_what_frameworks_do():
 
 BROKEN_STATES = [
     *("text", None, 5, [5, 1, 1], {"calls": 1}),
-    *(torch.tensor(x) for x in (-1, 2**60, 1.5, 2.0, math.nan, math.inf, True, 1j, [], [1, 2], [5, 1, 2, 3], [[5, 1], [1, 1]])),
+    *(
+        torch.tensor(x)
+        for x in (-1, 2**60, 1.5, 2.0, math.nan, math.inf, True, 1j, [], [1, 2], [5, 1, 2, 3], [[5, 1], [1, 1]])
+    ),
     # Of a count, iterations and calls that contradict each other.
     *(torch.tensor(x) for x in ([-1, 0, 1], [5, -1, 1], [5, 7, 2], [5, 0, 2], [5, 1, 0], [0, 3, 4], [2.0, 1.0, 1.0])),
     *(torch.full((3,), math.nan), torch.tensor(3, device="meta")),
@@ -665,8 +661,24 @@ def test_bad_keywords(keywords, kind, fragments):
 
 
 ASSIGNED = {
-    **{"alpha": 0.5, "beta": 0.3, "gamma": 3.0, "mu": -0.5, "distance": "charbonnier", "data_range": 2.0, "window_size": 7},
-    **{"sigma": 1.0, "k1": 0.02, "k2": 0.05, "padding": "reflect", "eps": 0.05, "reduction": "sum", "backend": "reference"},
+    **{
+        "alpha": 0.5,
+        "beta": 0.3,
+        "gamma": 3.0,
+        "mu": -0.5,
+        "distance": "charbonnier",
+        "data_range": 2.0,
+        "window_size": 7,
+    },
+    **{
+        "sigma": 1.0,
+        "k1": 0.02,
+        "k2": 0.05,
+        "padding": "reflect",
+        "eps": 0.05,
+        "reduction": "sum",
+        "backend": "reference",
+    },
     **{"loss_weight": 0.5, "return_stats": True, "iterations_per_step": 500, "calls_per_iteration": 2},
 }
 
@@ -705,7 +717,14 @@ def test_assignment_under_compile(pair):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("gamma", -1), ("gamma", "1"), ("reduction", "avg"), ("window_size", 4), ("distance", None), ("calls_per_iteration", 0)],
+    [
+        ("gamma", -1),
+        ("gamma", "1"),
+        ("reduction", "avg"),
+        ("window_size", 4),
+        ("distance", None),
+        ("calls_per_iteration", 0),
+    ],
 )
 def test_bad_assignment_is_refused(name, value):
     """With the sentence of the constructor, and without effect."""
@@ -726,3 +745,62 @@ def test_bad_assignments():
     assert loss.iteration == 3
     with pytest.raises(TypeError):
         PSPLLoss(1.0)
+
+
+# ---------------------------------------------------------------- capturable
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 3])
+def test_capturable_follows_the_same_schedule(pair, calls_per_iteration):
+    """Count, step and state are those of the plain module, in training and evaluation."""
+    keywords = {"iterations_per_step": 4, "calls_per_iteration": calls_per_iteration, "start_iteration": 2}
+    plain, capturable = PSPLLoss(**keywords), PSPLLoss(**keywords, capturable=True)
+    for call in range(9):
+        for module in (plain, capturable):
+            module.train(call != 4)
+        assert torch.equal(plain(*pair), capturable(*pair))
+        assert plain.iteration == capturable.iteration
+    assert torch.equal(plain.state_dict()["_extra_state"], capturable.state_dict()["_extra_state"])
+    resumed = PSPLLoss(**keywords, capturable=True)
+    resumed.load_state_dict(plain.state_dict())
+    assert torch.equal(resumed(*pair), plain(*pair))
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_capturable_copies(pair, duplicate):
+    loss = PSPLLoss(capturable=True)
+    loss(*pair)
+    twin = duplicate(loss)
+    twin(*pair)
+    assert (twin.iteration, loss.iteration) == (2, 1)
+
+
+def test_capturable_keeps_its_memory(pair):
+    """A captured graph knows the address of the count: nothing may replace it."""
+    loss = PSPLLoss(capturable=True)
+    address = loss._calls.data_ptr()
+    loss(*pair)
+    loss.iteration = 7
+    loss.load_state_dict(PSPLLoss(start_iteration=9).state_dict())
+    assert (loss._calls.data_ptr(), loss.iteration) == (address, 9)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_compiled_graph_of_capturable_is_on_one_device(capturable, monkeypatch):
+    """Inductor skips CUDA graphs where a CPU tensor is in the graph. Traced with fake CUDA tensors: no GPU is needed."""
+    monkeypatch.setitem(_library._reasons, "cuda", None)
+    devices = set()
+
+    def record(graph, inputs):
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        devices.update(value.device.type for value in values if isinstance(value, torch.Tensor))
+        return graph
+
+    torch._dynamo.reset()
+    loss = PSPLLoss(capturable=capturable)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        if capturable:
+            loss._calls = torch.zeros(1, dtype=torch.int64, device="cuda")
+        images = torch.empty(2, 1, 3, 8, 8, device="cuda")
+        torch.compile(loss, backend=record, fullgraph=True)(*images)
+    assert devices == ({"cuda"} if capturable else {"cuda", "cpu"})

@@ -66,7 +66,9 @@ def assert_same(got, wanted):
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("with_grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("keywords", [{}, {"distance": "l2", "reduction": "none"}, {"distance": "charbonnier"}], ids=str)
+@pytest.mark.parametrize(
+    "keywords", [{}, {"distance": "l2", "reduction": "none"}, {"distance": "charbonnier"}], ids=str
+)
 def test_export(dispatched, keywords, with_grad, strict):
     """A program that was exported with or without gradients trains like the network that it was made of."""
     module = NetworkAndLoss(dispatched, **keywords).to(dispatched.device)
@@ -152,7 +154,9 @@ def test_batched_gradients(backend, distance, dtype):
     single = [torch.autograd.grad(loss, (sr, hr), factor, retain_graph=True) for factor in factors]
     for i, got in enumerate(batched):
         wanted = torch.stack([gradients[i] for gradients in single])
-        torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6 if dtype == torch.float16 else 1e-12)
+        torch.testing.assert_close(
+            got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6 if dtype == torch.float16 else 1e-12
+        )
 
 
 def tolerance_dtype(dtype):
