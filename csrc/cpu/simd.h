@@ -83,15 +83,15 @@ template <typename T>
 struct Exp2;
 template <>
 struct Exp2<float> {
-  static constexpr int kDegree = 6, kMantissa = 23, kSmallest = -126;
-  static constexpr float kRound = 0x1.8p23f;
+  static constexpr int kDegree = 6, kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 0x1.8p23f + kBias;
   static constexpr float kCoefficient[kDegree + 1] = {1.0f,         0.6931472f,    0.2402265f,    0.05550357f,
                                                       0.009618083f, 0.0013390863f, 0.00015453163f};
 };
 template <>
 struct Exp2<double> {
-  static constexpr int kDegree = 10, kMantissa = 52, kSmallest = -1022;
-  static constexpr double kRound = 0x1.8p52;
+  static constexpr int kDegree = 10, kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 0x1.8p52 + kBias;
   static constexpr double kCoefficient[kDegree + 1] = {1.0,
                                                        0.6931471805599462,
                                                        0.24022650695910075,
@@ -168,16 +168,22 @@ struct Simd {
     return normalized_difference(a, b);
   }
 
-  // For x <= 0, which is all that attention() needs. Results below the normal numbers are 0; NaN stays NaN.
+  // For x <= 0, which is all that attention() needs. Results below the normal numbers may be 0; NaN stays NaN, whatever
+  // its payload.
   template <typename T, int N>
   static PSPL_INLINE Vec<T, N> exp2(Vec<T, N> x) {
     using E = Exp2<T>;
+    const Vec<T, N> least(T(-E::kBias));
+    x = Vec<T, N>(least.raw > x.raw ? least.raw : x.raw);  // a NaN is not less than anything
     const Vec<T, N> shifted = x + E::kRound;
     const Vec<T, N> f = x - (shifted - E::kRound);
+    const Vec<T, N> f_squared = f * f;
     Vec<T, N> power(E::kCoefficient[E::kDegree]);
-    for (int i = E::kDegree - 1; i >= 0; --i) power = multiply_add(power, f, Vec<T, N>(E::kCoefficient[i]));
-    const Vec<T, N> scaled(power.bits() + (shifted.bits() << E::kMantissa));
-    return select(x < Vec<T, N>(T(E::kSmallest)), Vec<T, N>(T(0)), scaled);
+    for (int i = E::kDegree - 2; i >= 0; i -= 2) {
+      const Vec<T, N> pair = multiply_add(f, Vec<T, N>(E::kCoefficient[i + 1]), Vec<T, N>(E::kCoefficient[i]));
+      power = multiply_add(power, f_squared, pair);
+    }
+    return power * Vec<T, N>(shifted.bits() << E::kMantissa);
   }
 
   template <typename T, int N>

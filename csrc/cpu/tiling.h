@@ -17,36 +17,42 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 template <typename T>
 constexpr int kStripColumns = 384 / sizeof(T);
 
-// A tile repeats the loading and the blur along the row of 2 radius rows above it. Bands are shorter than the longest
-// only where the image would not feed the cores otherwise.
+// A tile repeats the loading and the blur along the row for the 2 radius rows above it. Bands are shorter than the
+// longest only where there would not be enough tiles for the cores otherwise.
 constexpr int64_t kLongestBand = 256;
 constexpr int64_t kShortestBand = 64;
 constexpr int64_t kEnoughTiles = 64;
-// Handing fewer pixels than these to another thread costs more than it saves, and far more while other programs hold
-// the cores: a quarter of the elements that torch itself gives a thread at least, at a price per pixel above theirs.
-constexpr int64_t kWorthAThread = 8192;
+// PyTorch gives a thread no fewer elements than this: starting one takes longer than the work, and far longer while
+// other programs use the cores.
+constexpr int64_t kGrainSize = 32768;
 
 template <typename T>
 struct Tiling {
   int64_t strips;
+  int64_t strip_columns;
   int64_t bands;
   int64_t band_rows;
   int64_t tiles;
-  int64_t tiles_of_a_job;
+  int64_t jobs;
 
   explicit Tiling(const ForwardParams<T>& p) {
+    constexpr int64_t kCacheLine = 64 / sizeof(T);
+    const int64_t grains = divide_up(p.numel(), kGrainSize);
     strips = divide_up(p.width, kStripColumns<T>);
-    band_rows = divide_up(p.height, divide_up(kEnoughTiles, p.planes() * strips));
+    strip_columns = round_up(divide_up(p.width, strips), kCacheLine);
+    strips = divide_up(p.width, strip_columns);
+    band_rows = divide_up(p.height, divide_up(grains < kEnoughTiles ? grains : kEnoughTiles, p.planes() * strips));
     if (band_rows < kShortestBand) band_rows = kShortestBand;
     if (band_rows > kLongestBand) band_rows = kLongestBand;
     bands = divide_up(p.height, band_rows);
     band_rows = round_up(divide_up(p.height, bands), 2);  // rows are finished in pairs
     bands = divide_up(p.height, band_rows);
     tiles = p.planes() * strips * bands;
-    tiles_of_a_job = divide_up(kWorthAThread * tiles, p.numel());
+    jobs = grains < tiles ? grains : tiles;
   }
 
-  int64_t jobs() const { return divide_up(tiles, tiles_of_a_job); }
+  // The tiles of a job are [first_tile(job), first_tile(job + 1)).
+  int64_t first_tile(int64_t job) const { return job * tiles / jobs; }
 };
 
 // Rows [top, bottom) and columns [left, right) of one plane.
@@ -63,13 +69,13 @@ Tile tile_of(const ForwardParams<T>& p, const Tiling<T>& tiling, int64_t index) 
   Tile tile;
   tile.leading[2] = index % p.leading[2];
   index /= p.leading[2];
-  tile.left = index % tiling.strips * kStripColumns<T>;
+  tile.left = index % tiling.strips * tiling.strip_columns;
   index /= tiling.strips;
   tile.top = index % tiling.bands * tiling.band_rows;
   index /= tiling.bands;
   tile.leading[1] = index % p.leading[1];
   tile.leading[0] = index / p.leading[1];
-  tile.right = tile.left + kStripColumns<T> < p.width ? tile.left + kStripColumns<T> : p.width;
+  tile.right = tile.left + tiling.strip_columns < p.width ? tile.left + tiling.strip_columns : p.width;
   tile.bottom = tile.top + tiling.band_rows < p.height ? tile.top + tiling.band_rows : p.height;
   return tile;
 }
