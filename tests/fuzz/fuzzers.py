@@ -100,8 +100,8 @@ def oracle(seed: int, case: int) -> None:
 
 
 def autograd(seed: int, case: int) -> None:
-    """A random graph around several losses (shared images, accumulation, hooks, retain_graph, create_graph): every gradient is the
-    one that the same graph has with backend="reference"."""
+    """A random graph around several losses (shared images, accumulation, hooks, retain_graph, create_graph). Every gradient is
+    the one that the same graph has with backend="reference"."""
     results = [_run_graph(_random("autograd", seed, case), name) for name in ("auto", "reference")]
     for got, wanted in zip(*results, strict=True):
         scale = wanted.abs().max().item() if wanted.numel() else 0.0

@@ -241,8 +241,8 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_count_after_ambient_modes(pair, mode):
-    """The count is a plain number whatever surrounded a call: it has advanced by one or not at all, and all that is done to a module
-    afterwards works. (The reference, which every mode can trace.)"""
+    """The count is a plain number whatever surrounded a call: it has advanced by one or not at all, and all that is done to a
+    module afterwards works. (The reference, which every mode can trace.)"""
     loss = PSPLLoss(start_iteration=5, iterations_per_step=1, backend="reference")
     MODES[mode](loss, pair)
     count = loss.iteration
