@@ -24,7 +24,7 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
-    _check_transforms()
+    _check_transforms(step)
     return _ops.forward_below_autograd(sr, hr, step, _ops.constants(config, "attention"))[0]
 
 
@@ -37,7 +37,7 @@ def loss(
     loss_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
-    _check_transforms(sr, hr)
+    _check_transforms(sr, hr, step)
     if not (torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         constants = _ops.constants(config, config.reduction, loss_weight=loss_weight, with_stats=with_stats)
         value, _, stats = _ops.forward_below_autograd(sr, hr, step, constants)
@@ -60,21 +60,20 @@ def loss(
 
 def _is_tracing() -> bool:
     """Whether operators are recorded into a program that cannot contain the autograd node: export, jit.trace."""
-    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-    return exporting or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
-def _check_transforms(*images: Tensor) -> None:
+def _check_transforms(*arguments: float | Tensor) -> None:
     if torch.compiler.is_compiling():
         return
     # torch would treat the operator as a constant with zero derivative.
-    if any(unpack_dual(image).tangent is not None for image in images):
+    if any(isinstance(argument, Tensor) and unpack_dual(argument).tangent is not None for argument in arguments):
         raise RuntimeError(
-            "The fused loss has no forward-mode derivative, but sr or hr is a dual tensor (torch.func.jvp, "
+            "The fused kernels have no forward-mode derivative, but sr, hr or step is a dual tensor (torch.func.jvp, "
             'torch.autograd.forward_ad). Pass backend="reference".'
         )
     if _peek_transforms() is not None:
@@ -156,7 +155,7 @@ def _operator(
     """The forward operator under autograd, which exported and traced programs call."""
     constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = constants["output"] < len(REDUCTIONS)
+    is_loss = 0 <= constants["output"] < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         return _ops.forward_below_autograd(sr, hr, step_argument, constants)
     wanted = constants["gradient_dtype"]

@@ -181,6 +181,13 @@ def check_config(config: Config) -> Config:
         return _check_config(*config)
 
 
+def _check_not_distributed(name: str, tensor: Tensor) -> None:
+    if hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
+        )
+
+
 def check_images(sr: Tensor, hr: Tensor) -> None:
     """Raise unless ``sr`` and ``hr`` are two images, or batches of images, that can be compared pixel by pixel."""
     for name, image in (("sr", sr), ("hr", hr)):
@@ -188,10 +195,7 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
             raise TypeError(
                 f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
             )
-        if hasattr(image, "to_local"):
-            raise TypeError(
-                f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
-            )
+        _check_not_distributed(name, image)
         if image.is_nested:
             raise TypeError(f"{name} is a nested tensor; expected images of one size. Pass them one by one.")
         if image.dtype not in DTYPES:
@@ -225,6 +229,7 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     if isinstance(step, Tensor):
         if step.dim() != 0:
             raise ValueError(f"step is a tensor of shape {tuple(step.shape)}; expected a number or a 0-dim tensor.")
+        _check_not_distributed("step", step)
         if step.dtype == torch.bool or step.is_complex() or step.is_quantized:
             raise TypeError(f"step has dtype {step.dtype}; expected a real number.")
         if step.layout != torch.strided:

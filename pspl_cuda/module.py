@@ -104,7 +104,7 @@ class PSPLLoss(nn.Module):
         self.return_stats = check_flag("return_stats", return_stats)
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
-        self.calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
+        self._calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
         self.capturable = check_flag("capturable", capturable)
         # [1]. A tensor, because torch.compile treats a module's integers as constants and would compile again at every call.
         self._calls = _int64_tensor(0)
@@ -137,6 +137,18 @@ class PSPLLoss(nn.Module):
     def iteration(self, value: int) -> None:
         most = MAX_COUNT // self.calls_per_iteration
         self._write_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
+
+    @property
+    def calls_per_iteration(self) -> int:
+        """Calls that make one iteration. Settable: the iteration stays, and the next training call begins another one."""
+        return self._calls_per_iteration
+
+    @calls_per_iteration.setter
+    def calls_per_iteration(self, value: int) -> None:
+        value = check_count("calls_per_iteration", value, least=1)
+        iteration = check_count("iteration", self.iteration, least=0, most=MAX_COUNT // value)
+        self._calls_per_iteration = value
+        self.iteration = iteration
 
     @property
     def step(self) -> float:
@@ -231,23 +243,27 @@ class PSPLLoss(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Continue after the saved iteration, also with another ``calls_per_iteration``."""
-        try:
-            values = [int(value) for value in state.reshape(-1)]
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise self._malformed(state) from error
+        integers = isinstance(state, Tensor) and not (
+            state.is_floating_point() or state.is_complex() or state.dtype == torch.bool or state.is_meta
+        )
+        values = state.reshape(-1).tolist() if integers else []
         if len(values) == 1:  # written by 0.1.0: the number of calls
             self._write_calls(check_count("the saved count of calls", values[0], least=0))
-        elif len(values) == 3:
-            iteration, calls, per_iteration = values
-            self.iteration = iteration
-            if iteration > 0 and 0 < calls <= per_iteration == self.calls_per_iteration:
-                self._write_calls(self._read_calls() - (per_iteration - calls))
-        else:
+            return
+        if len(values) != 3:
             raise self._malformed(state)
+        iteration, calls, per_iteration = values
+        if not (0 <= calls <= per_iteration and (calls == 0) == (iteration == 0)):
+            raise self._malformed(state)
+        self.iteration = iteration
+        if iteration > 0 and per_iteration == self.calls_per_iteration:
+            self._write_calls(self._read_calls() - (per_iteration - calls))
 
     @staticmethod
     def _malformed(state: Any) -> ValueError:
-        described = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        described = type(state).__name__
+        if isinstance(state, Tensor):
+            described = repr(state) if state.numel() <= 3 else f"a tensor of shape {tuple(state.shape)}"
         return ValueError(
             f"The saved state of PSPLLoss is {described}; expected the int64 tensor that its state_dict() holds under "
             "'_extra_state'. Remove that key from the checkpoint and pass start_iteration instead."

@@ -108,7 +108,7 @@ def _attention(similarity: Tensor, step: float | Tensor, config: Config) -> Tens
     # switches the schedule off, also when step is infinite.
     limits = torch.finfo(similarity.dtype)
     if isinstance(step, Tensor):
-        step = step.to(similarity.device)
+        step = step.to(similarity.device, torch.promote_types(step.dtype, similarity.dtype))
     else:
         step = step if step <= limits.max else math.inf
         step = torch.full((), step, dtype=similarity.dtype, device=similarity.device)

@@ -37,6 +37,19 @@ def leaf(tensor):
     return tensor.detach().requires_grad_()
 
 
+def distinct_pair(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
+    """Two images that differ by at least 0.05 everywhere, so that l1 is differentiable at them."""
+    generator = torch.Generator().manual_seed(seed)
+    hr = torch.rand(shape, generator=generator, dtype=torch.float64)
+    error = 0.05 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return (hr + sign * error).to(dtype).to(device), hr.to(dtype).to(device)
+
+
+def leaf_copy(tensor):
+    return tensor.detach().clone().requires_grad_()
+
+
 def check_against_oracle(backend, sr, hr, step=1.0, upstream=1.0, maps=False, far_from_pivot=False, **keywords):
     """Loss, both gradients and statistics (and with ``maps`` both maps) of one call against the oracle."""
     number = step.item() if isinstance(step, torch.Tensor) else step
