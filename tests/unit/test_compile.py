@@ -205,8 +205,8 @@ def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", ["gamma", "data_range", "beta", "alpha", "sigma", "step"])
 def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
-    """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a constant
-    of the graph, so each new value compiles again; the step does not."""
+    """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a
+    constant of the graph, so each new value compiles again; the step does not."""
     if not traceable.fused and (dynamic or name != "gamma"):
         pytest.skip("slow to compile, and no different")
     sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
