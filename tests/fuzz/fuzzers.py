@@ -219,7 +219,8 @@ def _in_child(function: str, seed: int, case: int, count: int) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, (
-        f"{function}({seed}, {result.stdout.split()[-1:]}) ended with {result.returncode} (negative: by a signal)\n{result.stderr[-2000:]}"
+        f"{function}({seed}, {result.stdout.split()[-1:]}) ended with {result.returncode} (negative: by a signal)\n"
+        f"{result.stderr[-2000:]}"
     )
 
 
