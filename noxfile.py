@@ -70,9 +70,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the code blocks of README.md and docs/, and check their links."""
-    install_package(session, "test")
+    """Run the code blocks of README.md and docs/, check their links, and build the pages with the API reference."""
+    install_package(session, "test,docs")
     session.run("pytest", "tests/docs", *session.posargs)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "docs", "docs/_build")
 
 
 @nox.session

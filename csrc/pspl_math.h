@@ -1,8 +1,8 @@
-// The formulas of PSPL, once for every kernel: window (Eq. 4), similarity (Eq. 5), attention (Eq. 7, 8), weighted
+// The formulas of PSPL, shared by all kernels: window (Eq. 4), similarity (Eq. 5), attention (Eq. 7, 8), weighted
 // distance and its derivative (Eq. 10), padding.
 //
 // V is a number (float, double) or a vector of them; T is the type of the constants. Math supplies what processors
-// compute differently, for V and for T: reciprocal, normalized_difference, saturated_difference, exp2, rsqrt,
+// compute differently, for V and for T: reciprocal, normalized_difference, exp2, rsqrt,
 // clamp_variance, absolute, copy_sign and select. The implementations are cuda/primitives.cuh and cpu/simd.h.
 #pragma once
 
@@ -57,8 +57,7 @@ struct Moments {
 
 // Eq. 5 through S = mu_x + mu_y, D = mu_x - mu_y and the variances of s and d:
 //   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the
-//   variances. variance_s includes 2 C2. A NaN or Inf in a variance is in its mean as well, so the second factor may
-//   drop it.
+//   variances. variance_s includes 2 C2. A NaN or Inf in a variance is in its mean as well, so the clamp may drop it.
 template <typename Math, typename V, typename T>
 PSPL_FN V similarity(V mean_s, V mean_d, V variance_s, V variance_d, T twice_c1, T twice_c2) {
   const V luminance = Math::normalized_difference(mean_s * mean_s + twice_c1, mean_d * mean_d);
@@ -118,7 +117,7 @@ struct PixelLoss {
 template <typename Math, typename V, typename T>
 PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T eps_squared) {
   if (distance == Distance::kL1) {
-    // sign(0) = 0. A NaN difference keeps its NaN: it has made the attention of its own window NaN.
+    // sign(0) = 0. A NaN difference gives a NaN gradient, because the attention of its own window is NaN.
     const V zero = V(T(0));
     return {attention * Math::absolute(difference),
             Math::select(difference == zero, zero, Math::copy_sign(attention, difference))};
@@ -133,14 +132,14 @@ PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T 
 // Multiplies every pixel's loss and gradient by `scale` (1/n for a mean, the weight of the loss) at no cost per pixel.
 // Eq. 10 is homogeneous in (M_a, eps): of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps. So it
 // suffices to scale gamma and eps, on the host. eps^2 stays a normal number: below that its effect is less than
-// rounding. The saved gradient is larger by 2^exponent, which keeps float16 in range; loss_scale takes it back exactly.
+// rounding. The saved gradient is larger by 2^exponent, which keeps float16 in range; loss_scale reverses it exactly.
 template <typename T>
 void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale, int exponent) {
   p.loss_scale = std::ldexp(1.0, -exponent);
   scale = std::ldexp(scale, exponent);
   const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
   p.gamma = static_cast<T>(gamma * factor);
-  // As rounded, so that the mean attention can be recovered from the sum of the scaled one.
+  // From the rounded gamma, so that the mean attention can be recovered from the sum of the scaled one.
   p.attention_scale = gamma > 0 ? static_cast<double>(p.gamma) / gamma : 1.0;
   const double eps_squared = eps * eps * factor * factor;
   p.eps_squared = static_cast<T>(std::fmax(eps_squared, static_cast<double>(std::numeric_limits<T>::min())));
@@ -152,7 +151,7 @@ PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
   if (sum == kLossSum) {
     if (p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
   } else if (p.stats != nullptr) {
-    // Divided, not multiplied by 1 / n: the mean of n ones is 1.
+    // Divided instead of multiplied by 1 / n, so that the mean of n ones is 1.
     const double mean = total / static_cast<double>(p.numel());
     p.stats[sum - 1] = static_cast<T>(sum == kAttentionSum ? mean / p.attention_scale : mean);
   }
@@ -161,7 +160,7 @@ PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
 // ---------------------------------------------------------------- padding
 
 // The index of the pixel at position i of a line of n pixels, for any i: negative, or beyond the end by several
-// lengths. -1 stands for a zero outside the image.
+// lengths. -1 means a zero outside the image.
 template <typename I>
 PSPL_FN I padded_index(I i, I n, Padding padding) {
   if (i >= 0 && i < n) return i;

@@ -1,4 +1,4 @@
-// Everything a kernel is told: sizes, strides, pointers and constants. Plain data without torch and without ownership:
+// The parameters of a kernel: sizes, strides, pointers and constants. Plain data without torch and without ownership:
 // the same struct is a CUDA kernel argument, a CPU argument and the input of the emulated kernels in the tests.
 #pragma once
 
@@ -17,7 +17,7 @@ namespace pspl {
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
-// The numbers of the next three are a contract with pspl_cuda/config.py.
+// The values of the next three enums are positions in the tuples of pspl_cuda/config.py.
 enum class Distance : int32_t { kL1, kL2, kCharbonnier };
 enum class Padding : int32_t { kZeros, kReflect, kReplicate };
 // The result of a forward pass: the reduced loss, or one value per pixel.
@@ -50,14 +50,14 @@ struct InputImage {
   Strides strides;
 };
 
-// Per-pixel output in the compute type. data is null if it is not asked for.
+// Per-pixel output in the compute type. data is null if it is not requested.
 template <typename T>
 struct OutputImage {
   T* data;
   Strides strides;
 };
 
-// The saved gradient in its own dtype; data is null if it is not asked for.
+// The saved gradient in its own dtype. data is null if it is not requested.
 struct GradientImage {
   void* data;
   DType dtype;
@@ -99,19 +99,19 @@ struct ForwardParams {
   const void* step_tensor;  // 0-dim, in the kernel's memory, read by the kernel
   DType step_dtype;         // kFloat32 or kFloat64
 
-  // Makes each pixel's loss and gradient those of the reduced loss, times its weight: see fold_scale().
+  // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see fold_scale().
   double attention_scale;
   double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see fold_scale()
-  T* loss;            // 0-dim; null if no reduced loss is asked for
-  T* stats;           // [kNumStats]; null if not asked for
+  T* loss;            // 0-dim; null if no reduced loss is requested
+  T* stats;           // [kNumStats]; null if not requested
 
   PSPL_FN int64_t planes() const { return leading[0] * leading[1] * leading[2]; }
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
 // gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in T and rounded once
-// to dtype. saved_dtype is T's or dtype. In place if gradient is saved_gradient: then a product of 1 leaves the memory
-// untouched.
+// to dtype. saved_dtype is T's or dtype. In place if gradient is saved_gradient; a product of 1 then leaves the memory
+// unchanged.
 template <typename T>
 struct BackwardParams {
   const void* saved_gradient;

@@ -191,8 +191,8 @@ def draw(images: Images, path: Path) -> None:
         if style:
             figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
     figure.suptitle(
-        f"PSPL on {images.name}: training first emphasises pixels that differ from the target, then weights all pixels equally "
-        "(1 step = 1000 iterations)"
+        f"PSPL on {images.name}: training first emphasises pixels that are dissimilar to the target, "
+        "then weights all pixels equally (1 step = 1000 iterations)"
     )
     figure.savefig(path, dpi=80)
 
@@ -204,7 +204,7 @@ def print_environment(found: dict) -> None:
     print(f"CPU kernel:  {'yes, ' + cpu['instruction_set'] if cpu['available'] else 'no: ' + cpu['reason']}")
     built = f"yes, nvcc {cuda['toolkit']} for {', '.join(cuda['architectures'])}"
     print(f"CUDA kernel: {built if cuda['available'] else 'no: ' + cuda['reason']}")
-    print(f"GPU:         {', '.join(found['gpus']) or 'torch finds none'}")
+    print(f"GPU:         {', '.join(found['gpus']) or 'not found by torch'}")
 
 
 def print_agreement(images: Images, found: dict[str, dict]) -> None:

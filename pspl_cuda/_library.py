@@ -1,6 +1,6 @@
-"""Loads the compiled kernels, knows why one is unavailable, and chooses the backend of a call.
+"""Loads the compiled kernels, records why one is unavailable, and chooses the backend of a call.
 
-A library that does not load is remembered, never raised: the reference must keep working.
+A failed load is recorded instead of raised, so that the reference keeps working.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def _files(package: Path, library: str) -> list[Path]:
 def _find_package() -> Path:
     """The folder with the compiled libraries.
 
-    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which hold no libraries:
-    then those of the installed package are used.
+    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which contain no
+    libraries; the libraries of the installed package are then used.
     """
     here = Path(__file__).parent
-    # All distributions of that name: the first may be what a build leaves in the source folder.
+    # All distributions of that name, because the first may be the metadata that a build left in the source folder.
     installed = (Path(str(found.locate_file("pspl_cuda"))) for found in distributions(name="pspl_cuda"))
     return next((folder for folder in (here, *installed) if _files(folder, "_cpu") or _files(folder, "_cuda")), here)
 
@@ -53,7 +53,7 @@ _BUILD = _read_build(_PACKAGE)
 
 
 def load() -> None:
-    """Load the libraries that were built, and remember why another one is unavailable."""
+    """Load the libraries that were built, and record why another one is unavailable."""
     for device_type in ("cpu", "cuda"):
         _reasons[device_type] = _load(f"_{device_type}")
     if os.environ.get("PSPL_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
@@ -125,7 +125,7 @@ def unavailable_reason(device: torch.device) -> str | None:
     if device.type not in _reasons:
         return f"there is no fused kernel for {device.type} tensors."
     reason = _reasons[device.type]
-    # Asking for the GPU would break a compiled graph. The kernel's own check says the same.
+    # A query of the GPU would break a compiled graph. The kernel reports the same error itself.
     if reason is not None or device.type != "cuda" or torch.compiler.is_compiling():
         return reason
     if device.index not in _gpu_reasons:
@@ -147,8 +147,8 @@ def check_backend(backend: str) -> None:
 def choose_backend(backend: str, device: torch.device) -> str:
     """Return ``"cuda"``, ``"cpu"`` or ``"reference"`` for tensors on ``device``.
 
-    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) takes the fused kernel of the device, and the reference,
-    with one warning, where there is none. Any other name is taken literally, or raises.
+    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) selects the fused kernel of the device, or the reference,
+    with one warning, if there is none. Any other name selects that backend, or raises.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
@@ -186,7 +186,7 @@ def _fall_back(device: torch.device, reason: str) -> str:
 
 
 def backend_info() -> dict:
-    """What is installed, as plain data.
+    """The installed kernels and their versions, as plain data.
 
     Returns:
         A dict with the keys ``torch`` and ``torch_built_with`` (versions now and at build time), ``cpu`` and ``cuda``. The last

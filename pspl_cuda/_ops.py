@@ -1,7 +1,7 @@
 """The operators ``torch.ops.pspl_cuda.*``: their schemas, fake kernels, and calls from checked arguments.
 
-The schemas are defined here and not in C++, because neither the CPU nor the CUDA library may own them: each adds its kernels,
-and either works without the other. A keyword of the schema is one of ``csrc/bindings/operators.h``.
+The schemas are defined in Python, so that the CPU and the CUDA library can each register kernels and work without the other. The
+arguments are those of ``csrc/bindings/operators.h``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 # Returns, for s = loss_weight and the gradient of sr for grad_output = 1:
 #   result          s times the loss, 0-dim for output mean and sum; else a map of sr's shape and layout
 #   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
-#   stats           [4] in the order of PSPLStats; empty unless asked for
+#   stats           [4] in the order of PSPLStats; empty unless with_stats
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
 # padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 DEFINITIONS.define(
@@ -34,7 +34,7 @@ DEFINITIONS.define(
     "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# The same in saved_gradient's own memory, which a product of 1 leaves untouched.
+# The same, in place. A product of 1 leaves the memory unchanged.
 DEFINITIONS.define(
     "backward_(Tensor(a!) saved_gradient, Tensor grad_output, float factor) -> ()", tags=torch.Tag.pt2_compliant_tag
 )
@@ -65,7 +65,7 @@ def constants(
     gradient_exponent: int = 0,
     with_stats: bool = False,
 ) -> dict[str, Any]:
-    """The arguments of the forward operator but for images and step; ``output`` is one of OUTPUTS."""
+    """The arguments of the forward operator except images and step; ``output`` is one of OUTPUTS."""
     return {
         "alpha": config.alpha,
         "beta": config.beta,
@@ -87,7 +87,7 @@ def constants(
 
 
 def forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward operator on the images' device; the results are the schema's."""
+    """Run the forward operator on the images' device; the results are those of the schema."""
     step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
     return torch.ops.pspl_cuda.forward.default(sr=sr, hr=hr, step_tensor=step_tensor, step=number, **constants)
 
@@ -95,7 +95,7 @@ def forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, A
 def forward_below_autograd(
     sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`forward` without the operator's derivative, which its callers bring themselves."""
+    """:func:`forward` without the operator's derivative, for callers that define their own."""
     if torch.compiler.is_dynamo_compiling():
         return forward(sr, hr, step, constants)
     with torch._C._AutoDispatchBelowAutograd():
@@ -110,7 +110,7 @@ def backward(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: 
 
 
 def backward_(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> Tensor:
-    """:func:`backward` in ``saved_gradient``'s own memory and dtype."""
+    """:func:`backward` in place, in ``saved_gradient``'s dtype."""
     torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output, factor=factor)
     torch.autograd.graph.increment_version(saved_gradient)
     return saved_gradient

@@ -1,6 +1,6 @@
 """The fused loss as an autograd node around the operators.
 
-The forward pass writes the finished gradient; the backward pass multiplies it by ``grad_output``, which is nearly always 1.
+The forward pass writes the finished gradient; the backward pass multiplies it by ``grad_output``, which is usually 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
-    _check_transforms()
+    _check_transforms(step)
     return _ops.forward_below_autograd(sr, hr, step, _ops.constants(config, "attention"))[0]
 
 
@@ -37,7 +37,7 @@ def loss(
     loss_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
-    _check_transforms(sr, hr)
+    _check_transforms(sr, hr, step)
     if not (torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         constants = _ops.constants(config, config.reduction, loss_weight=loss_weight, with_stats=with_stats)
         value, _, stats = _ops.forward_below_autograd(sr, hr, step, constants)
@@ -59,22 +59,21 @@ def loss(
 
 
 def _is_tracing() -> bool:
-    """Whether operators are recorded into a program that has no autograd node of ours: export, jit.trace."""
-    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-    return exporting or torch.jit.is_tracing()
+    """Whether operators are recorded into a program that cannot contain the autograd node: export, jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
-def _check_transforms(*images: Tensor) -> None:
+def _check_transforms(*arguments: float | Tensor) -> None:
     if torch.compiler.is_compiling():
         return
-    # Torch would treat the operator as a constant, with a derivative of zero.
-    if any(unpack_dual(image).tangent is not None for image in images):
+    # torch would treat the operator as a constant with zero derivative.
+    if any(isinstance(argument, Tensor) and unpack_dual(argument).tangent is not None for argument in arguments):
         raise RuntimeError(
-            "The fused loss has no forward-mode derivative, but sr or hr is a dual tensor (torch.func.jvp, "
+            "The fused kernels have no forward-mode derivative, but sr, hr or step is a dual tensor (torch.func.jvp, "
             'torch.autograd.forward_ad). Pass backend="reference".'
         )
     if _peek_transforms() is not None:
@@ -87,7 +86,7 @@ def _check_transforms(*images: Tensor) -> None:
 class _Loss(torch.autograd.Function):
     """The forward operator with its derivative. ``constants`` are those of :func:`_ops.constants`.
 
-    ``expose`` returns the saved gradient too, as the operator does; then its memory is not the gradient's.
+    With ``expose`` the saved gradient is returned as well, as the operator does; its memory is then not reused for the gradient.
     """
 
     @staticmethod
@@ -101,12 +100,12 @@ class _Loss(torch.autograd.Function):
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
         ctx.exposed = expose
-        # The second derivative of l1 is zero. The others need images and step again, as F.mse_loss does its images; an
-        # inference tensor cannot be saved, which matters only for that derivative. torch.compile never asks for it.
+        # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
+        # be saved; only the second derivative is then an error. torch.compile does not support second derivatives.
         ctx.curved = DISTANCES[constants["distance"]] != "l1" and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
             ctx.save_for_backward(saved_gradient, sr, hr)
-            # A copy: a schedule is advanced in place, perhaps before backward.
+            # A copy, because a schedule may update step in place before backward.
             ctx.step = step.clone() if isinstance(step, Tensor) else step
         else:
             ctx.save_for_backward(saved_gradient)
@@ -153,10 +152,10 @@ class _Loss(torch.autograd.Function):
 def _operator(
     sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward operator under autograd: what remains of the loss in an exported or traced program."""
+    """The forward operator under autograd, which exported and traced programs call."""
     constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = constants["output"] < len(REDUCTIONS)
+    is_loss = 0 <= constants["output"] < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
         return _ops.forward_below_autograd(sr, hr, step_argument, constants)
     wanted = constants["gradient_dtype"]
@@ -172,16 +171,16 @@ _ops.DEFINITIONS.impl("forward", _operator, "Autograd")
 def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) -> tuple[torch.dtype, int]:
     """The dtype of the saved gradient and its exponent: it is 2^exponent times the gradient.
 
-    It is ``sr``'s dtype where that loses nothing, so that its memory becomes the gradient's: each value is rounded once. float16
-    would underflow under the factor 1/n and has its scale brought to [1, 2); the values are then at most 2 gamma, but for l2,
-    whose gradient has no bound.
+    It is ``sr``'s dtype if each value is still rounded only once, so that its memory can become the gradient's. In float16 the
+    factor 1/n would underflow, so the exponent brings the scale to [1, 2). The values are then at most 2 gamma, except for l2,
+    whose gradient is unbounded and is saved in float32.
     """
     compute = _ops.compute_dtype(sr, hr)
     if compute == torch.float64 or (hr.requires_grad and sr.dtype != hr.dtype):
         return compute, 0
     if sr.dtype != torch.float16:
         return sr.dtype, 0
-    bounded = config.distance != "l2" and config.gamma <= 2.0**14 and config.reduction != "none"
+    bounded = config.distance in ("l1", "charbonnier") and config.gamma <= 2.0**14 and config.reduction != "none"
     if not bounded or torch.compiler.is_compiling():
         return compute, 0
     scale = loss_weight / sr.numel() if config.reduction == "mean" else loss_weight
@@ -196,9 +195,9 @@ def _is_batched(tensor: Tensor) -> bool:
     return _peek_transforms() is not None or _is_legacy_batched(tensor)
 
 
-# Whether the backward pass under way keeps its graph (retain_graph). Otherwise nobody needs a saved tensor again, and its memory
-# becomes the gradient's. A private function of torch, which its own compiled graphs call for the same purpose; without it the
-# gradient gets memory of its own.
+# Whether the current backward pass keeps its graph (retain_graph). Otherwise a saved tensor is not needed again, and its memory
+# becomes the gradient's. A private function of torch, which torch.compile's graphs call for the same purpose; without it the
+# gradient is allocated separately.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
@@ -227,7 +226,7 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
 
 
 def _with_strides(gradient: Tensor, strides: tuple[int, ...] | None) -> Tensor:
-    """The saved gradient has the layout of sr; the gradient of hr gets the layout of hr."""
+    """``gradient``, which has the strides of sr, with the strides of hr; None if they are the same."""
     if strides is None:
         return gradient
     shaped = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)

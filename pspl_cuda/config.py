@@ -1,8 +1,9 @@
-"""The keywords of PSPL with their defaults, and every check of what a user passes.
+"""The keywords of PSPL with their defaults, and the checks of all arguments.
 
-One place for all backends, so that bad input gives the same sentence everywhere. A sentence names the argument, what came, what
-is expected and, where there is one, the remedy. ``ValueError`` is for shapes and values, ``TypeError`` for types and dtypes.
-Pixel values are never inspected: outputs of a network overshoot, and looking would wait for the device.
+The checks are shared by all backends, so that bad input gives the same message everywhere. A message names the argument, the
+value received, what is expected and, where there is one, the remedy. ``ValueError`` is for shapes and values, ``TypeError`` for
+types and dtypes. Pixel values are not checked: outputs of a network may overshoot, and checking would synchronise with the
+device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# The position in each tuple is the number that the kernels know (csrc/pspl_params.h).
+# The position in each tuple is the number that the kernels use (csrc/pspl_params.h).
 DISTANCES = ("l1", "l2", "charbonnier")
 PADDINGS = ("zeros", "reflect", "replicate")
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,15 +64,16 @@ DEFAULTS = Config()
 
 
 def _shown(value: object) -> str:
-    # Python refuses to print integers of thousands of digits, with an error of its own.
-    huge = isinstance(value, int) and value.bit_length() > 64
-    return f"an integer of {value.bit_length()} bits" if huge else repr(value)
+    # repr() of an integer of thousands of digits is an error in Python.
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
 
 
 def _as_float(value: float) -> float:
     try:
         return float(value)
-    except OverflowError:  # an integer beyond float64
+    except OverflowError:  # an integer outside the range of float64
         return math.inf if value > 0 else -math.inf
 
 
@@ -120,10 +122,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
 
 
 def _check_float32(name: str, value: float) -> None:
-    # The kernels compute in float32, where a smaller number is zero or subnormal and a larger one infinite.
+    # The kernels compute in float32: a smaller number is zero or subnormal there, a larger one infinite.
     if value != 0 and not 1e-37 <= abs(value) <= 1e37:
         raise ValueError(
-            f"{name} is {value!r}, which leaves the range of float32; expected 0 or a magnitude from 1e-37 to 1e37."
+            f"{name} is {value!r}, which is outside the range of float32; expected 0 or a magnitude from 1e-37 to 1e37."
         )
 
 
@@ -131,7 +133,7 @@ def _check_square(what: str, root: float) -> None:
     # The kernels compute in float32, with a reciprocal that treats subnormal numbers as zero.
     if not 1e-37 <= root * root <= 1e37:
         raise ValueError(
-            f"{what} is {root!r}, whose square leaves the range of float32; expected a number from 1e-18 to 1e18."
+            f"{what} is {root!r}, whose square is outside the range of float32; expected a number from 1e-18 to 1e18."
         )
 
 
@@ -165,18 +167,25 @@ def _check_config(*constants: Any) -> Config:
     return config
 
 
-# typed: True must not be taken for a cached 1.0.
+# typed: True must not match a cached 1.0.
 _cached_check_config = functools.lru_cache(maxsize=256, typed=True)(_check_config)
 
 
 def check_config(config: Config) -> Config:
-    """Return ``config`` with every field checked. A training loop passes the same one again: the result is cached."""
+    """Return ``config`` with every field checked. The result is cached, because a training loop passes the same values again."""
     if torch.compiler.is_compiling():
         return _check_config(*config)
     try:
         return _cached_check_config(*config)
-    except TypeError:  # a wrong type, or one that cannot be hashed: the check itself says which
+    except TypeError:  # a wrong type, or one that cannot be hashed; the check below names the argument
         return _check_config(*config)
+
+
+def _check_not_distributed(name: str, tensor: Tensor) -> None:
+    if hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
+        )
 
 
 def check_images(sr: Tensor, hr: Tensor) -> None:
@@ -186,10 +195,7 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
             raise TypeError(
                 f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
             )
-        if hasattr(image, "to_local"):
-            raise TypeError(
-                f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
-            )
+        _check_not_distributed(name, image)
         if image.is_nested:
             raise TypeError(f"{name} is a nested tensor; expected images of one size. Pass them one by one.")
         if image.dtype not in DTYPES:
@@ -202,7 +208,7 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
     if sr.shape != hr.shape:
         raise ValueError(
             f"sr has shape {tuple(sr.shape)} and hr has shape {tuple(hr.shape)}; expected the same shape. "
-            "Nothing is broadcast."
+            "Broadcasting is not supported."
         )
     if not 3 <= sr.dim() <= 5:
         raise ValueError(
@@ -217,12 +223,13 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
 def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     """Check Eq. 8's ``step`` and return it as a float, or as a 0-dim float32 or float64 tensor (always so under compile).
 
-    The value of a tensor is not read, which would wait for the device: a negative step gives the delta of Eq. 8, and NaN gives a
-    NaN loss.
+    The value of a tensor is not checked, because that would synchronise with the device: a negative step gives the delta of
+    Eq. 8, and NaN gives a NaN loss.
     """
     if isinstance(step, Tensor):
         if step.dim() != 0:
             raise ValueError(f"step is a tensor of shape {tuple(step.shape)}; expected a number or a 0-dim tensor.")
+        _check_not_distributed("step", step)
         if step.dtype == torch.bool or step.is_complex() or step.is_quantized:
             raise TypeError(f"step has dtype {step.dtype}; expected a real number.")
         if step.layout != torch.strided:

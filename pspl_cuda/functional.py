@@ -41,27 +41,27 @@ def pspl_loss(
             strides. It gets a gradient in its own dtype.
         hr: the target, of the same shape and device; its dtype and strides may differ. It gets a gradient if it requires one.
         step: training progress in Eq. 8, ``delta = alpha * step + beta``: a number of at least 0, or a 0-dim tensor, which is
-            read on the device without waiting for it. The authors' unit is 1000 iterations
-            (:class:`PSPLLoss` counts them for you).
+            read on the device without synchronisation. The authors' unit is 1000 iterations; :class:`PSPLLoss` counts them.
         alpha: growth rate of delta per step (Eq. 8).
         beta: initial delta (Eq. 8). With 0, the first steps have weights near zero wherever the images agree.
         gamma: the largest attention (Eq. 7), reached as delta grows.
         mu: similarity that gets the largest attention (Eq. 7); -1 is the least similar.
         distance: ``"l1"``: mean of ``M_a |d|``; ``"l2"``: mean of ``M_a^2 d^2``; ``"charbonnier"``: mean of
             ``sqrt(M_a^2 d^2 + eps^2)``, with ``d = sr - hr`` (Eq. 10).
-        data_range: L, the range of the pixel values: 1.0 for 0..1, 255 for 0..255. It only sets
-            ``C1 = (k1 L)^2`` and ``C2 = (k2 L)^2``. The official code keeps L = 1 on images of 0..255.
-        window_size: odd width K of the Gaussian window, 1 to 511. 3, 5, 7, 9 and 11 have kernels of their own.
+        data_range: L, the range of the pixel values: 1.0 for 0..1, 255 for 0..255. It sets only ``C1 = (k1 L)^2``,
+            ``C2 = (k2 L)^2`` and the peak of :attr:`PSPLStats.psnr`. The official code keeps L = 1 on images of 0..255.
+        window_size: odd width K of the Gaussian window, 1 to 511. 3, 5, 7, 9 and 11 have specialised kernels.
         sigma: standard deviation of the window in pixels.
         k1: constant of the luminance term of Eq. 5.
         k2: constant of the contrast term of Eq. 5.
-        padding: what lies outside the image: ``"zeros"`` (as the official code), ``"reflect"`` (the edge pixel is not repeated)
+        padding: values outside the image: ``"zeros"`` (as the official code), ``"reflect"`` (the edge pixel is not repeated)
             or ``"replicate"``.
         eps: the charbonnier distance's eps, in pixel units.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (the loss per pixel).
         return_stats: also return :class:`PSPLStats`, summed in the same pass.
-        backend: ``"auto"``: the fused kernel of the images' device, else, with one warning, the reference. ``"cuda"``,
-            ``"cpu"``, ``"reference"``: that one or an error. The environment variable PSPL_BACKEND replaces ``"auto"``.
+        backend: ``"auto"``: the fused kernel of the images' device, or the reference, with one warning, if there is none.
+            ``"cuda"``, ``"cpu"``, ``"reference"``: that backend, or an error if it is unavailable. The environment variable
+            PSPL_BACKEND replaces ``"auto"``.
 
     Returns:
         The loss, 0-dim (``sr``'s shape for reduction ``"none"``), float32, or float64 if an image is float64; with
@@ -70,7 +70,8 @@ def pspl_loss(
     Raises:
         TypeError: an argument of the wrong type, or images that are not floating point.
         ValueError: shapes that differ, an empty batch, a keyword out of range.
-        RuntimeError: an explicit ``backend`` that is not built; forward-mode differentiation, which only the reference has.
+        RuntimeError: an explicit ``backend`` that is unavailable; forward-mode differentiation or a transform of
+            ``torch.func``, which only ``backend="reference"`` supports.
     """
     config = check_config(
         Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
@@ -87,7 +88,7 @@ def loss(
     backend: str,
     loss_weight: float = 1.0,
 ) -> Tensor | tuple[Tensor, PSPLStats]:
-    """``loss_weight`` times :func:`pspl_loss` on a checked ``config``: :class:`PSPLLoss` checks its keywords only once."""
+    """``loss_weight`` times :func:`pspl_loss`, on a checked ``config``, so that :class:`PSPLLoss` checks its keywords once."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
     implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
@@ -96,7 +97,7 @@ def loss(
     value, stats = implementation.loss(sr, hr, step, config, return_stats, folded)
     if loss_weight <= 0:
         value = loss_weight * value
-    return (value, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else value
+    return (value, PSPLStats._make((*stats.unbind(), config.data_range))) if return_stats else value
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def similarity_map(
 ) -> Tensor:
     """The similarity map M_s: SSIM per pixel and channel, of the images' size (Eq. 3 to 5).
 
-    Keywords, errors and the images' requirements are those of :func:`pspl_loss`.
+    Images, keywords and errors are as in :func:`pspl_loss`.
 
     Returns:
         A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
@@ -148,7 +149,7 @@ def attention_map(
 ) -> Tensor:
     """The attention map M_a: the weight that :func:`pspl_loss` gives to each pixel and channel (Eq. 6 to 8).
 
-    Keywords, errors and the images' requirements are those of :func:`pspl_loss`.
+    Images, keywords and errors are as in :func:`pspl_loss`.
 
     Returns:
         A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.

@@ -17,12 +17,12 @@ from .stats import PSPLStats
 
 
 def _int64_tensor(*values: int) -> Tensor:
-    """A one-dimensional CPU tensor, real also inside FakeTensorMode."""
+    """A one-dimensional CPU tensor. It holds data inside FakeTensorMode as well."""
     return torch.frombuffer(bytearray(struct.pack(f"={len(values)}q", *values)), dtype=torch.int64)
 
 
 class _Constant:
-    """An attribute of PSPLLoss for one field of its Config: assigning it checks the value and takes effect."""
+    """An attribute of PSPLLoss for one field of its Config. Assigning to it checks the value and replaces the Config."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -39,23 +39,24 @@ class PSPLLoss(nn.Module):
 
     The module counts its calls: the first call in training mode is iteration 1, and Eq. 8's step is
     ``iteration / iterations_per_step``. In eval mode it uses the current step without advancing. A call that raises does not
-    count. The count lives on the CPU and is neither parameter nor buffer: it never waits for a device, is not changed by
+    count. The count is on the CPU and is neither parameter nor buffer: it needs no device synchronisation, is not changed by
     ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and is saved in ``state_dict`` as extra state. A
     checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with,
-    unless the module is ``capturable``. Threads that call one module at the same time may lose counts: give each its own.
+    unless the module is ``capturable``. Threads that call one module at the same time may lose counts: use one module per thread.
+
+    All keywords of :func:`pspl_cuda.pspl_loss`, each also an attribute that can be assigned, and:
 
     Args:
-        alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction, return_stats,
-            backend: as in :func:`pspl_cuda.pspl_loss`.
         loss_weight: factor on the loss.
         iterations_per_step: iterations that make one unit of Eq. 8's step. The authors' unit is 1000.
         calls_per_iteration: calls that make one iteration: micro-batches under gradient accumulation, or several outputs that
             call the loss one by one.
         start_iteration: iterations already done, for resuming where the loss's state is not saved: the next call is
             ``start_iteration + 1``.
-        capturable: as in :mod:`torch.optim`: the count lives on the images' device and advances there, so that a CUDA graph
-            (captured by hand or by ``torch.compile(mode="reduce-overhead")``) follows the schedule. It moves there with
-            ``.to()``, or at the first call, which must come before a capture. Reading ``iteration`` then waits for the device.
+        capturable: keep the count on the images' device and advance it there, as in ``torch.optim``, so that a CUDA graph
+            (captured explicitly or by ``torch.compile(mode="reduce-overhead")``) follows the schedule. The count moves there
+            with ``.to()``, or at the first call, which must come before a capture. Reading ``iteration`` then synchronises with
+            the device.
 
     Shape:
         ``sr``, ``hr``: ``[..., C, H, W]`` each, or two lists or tuples of such tensors, one per output of the network (the
@@ -63,7 +64,7 @@ class PSPLLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: a keyword of the wrong type or out of range; see :func:`pspl_cuda.pspl_loss` for the images.
-        RuntimeError: an explicit ``backend`` that is not built; a capture before the first call of a ``capturable`` module.
+        RuntimeError: an explicit ``backend`` that is unavailable; a capture before the first call of a ``capturable`` module.
     """
 
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
@@ -103,9 +104,9 @@ class PSPLLoss(nn.Module):
         self.return_stats = check_flag("return_stats", return_stats)
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         self.iterations_per_step = check_scalar("iterations_per_step", iterations_per_step, above=0)
-        self.calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
+        self._calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
         self.capturable = check_flag("capturable", capturable)
-        # [1]. A tensor, because torch.compile takes a module's integers for constants and would compile again at every call.
+        # [1]. A tensor, because torch.compile treats a module's integers as constants and would compile again at every call.
         self._calls = _int64_tensor(0)
         self.iteration = start_iteration
 
@@ -125,11 +126,11 @@ class PSPLLoss(nn.Module):
         if self._calls.device.type == "cpu":
             ctypes.c_int64.from_address(self._calls.data_ptr()).value = calls
         else:
-            self._calls.fill_(calls)  # in place: a captured graph knows this memory
+            self._calls.fill_(calls)  # in place, because a captured graph uses this memory
 
     @property
     def iteration(self) -> int:
-        """Iterations begun so far. Settable: after ``loss.iteration = n`` the next training call is iteration n + 1."""
+        """Iterations begun so far. After ``loss.iteration = n`` the next training call is iteration n + 1."""
         return -(-self._read_calls() // self.calls_per_iteration)
 
     @iteration.setter
@@ -138,13 +139,25 @@ class PSPLLoss(nn.Module):
         self._write_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
 
     @property
+    def calls_per_iteration(self) -> int:
+        """Calls that make one iteration. Settable: the iteration stays, and the next training call begins another one."""
+        return self._calls_per_iteration
+
+    @calls_per_iteration.setter
+    def calls_per_iteration(self, value: int) -> None:
+        value = check_count("calls_per_iteration", value, least=1)
+        iteration = check_count("iteration", self.iteration, least=0, most=MAX_COUNT // value)
+        self._calls_per_iteration = value
+        self.iteration = iteration
+
+    @property
     def step(self) -> float:
         """Eq. 8's step at the current iteration."""
         return self.iteration / self.iterations_per_step
 
     @property
     def delta(self) -> float:
-        """Eq. 8's delta, the width of the attention, at the current iteration."""
+        """Eq. 8's delta at the current iteration."""
         return self.config.alpha * self.step + self.config.beta
 
     def forward(
@@ -155,7 +168,7 @@ class PSPLLoss(nn.Module):
     ) -> Tensor | tuple[Tensor, PSPLStats | list[PSPLStats]]:
         """Return ``loss_weight`` times the loss; with ``return_stats`` also the statistics (a list for several outputs).
 
-        A given ``step`` is used as it stands, and the count does not change.
+        An explicit ``step`` is used unchanged, and the count does not change.
         """
         if step is not None:
             return self._loss(sr, hr, step)
@@ -185,7 +198,7 @@ class PSPLLoss(nn.Module):
             return
         if image.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"PSPLLoss(capturable=True) holds its count on {self._calls.device}, but a CUDA graph is being captured on "
+                f"PSPLLoss(capturable=True) has its count on {self._calls.device}, but a CUDA graph is being captured on "
                 f"{image.device}. Call the module once on images of that device before the capture, as a warm-up."
             )
         self.to(image.device)
@@ -202,7 +215,7 @@ class PSPLLoss(nn.Module):
     def _applied_weight(self) -> float:
         return self.loss_weight
 
-    def _loss(self, sr: Tensor | Sequence[Tensor], hr: Tensor | Sequence[Tensor], step: float | Tensor) -> Any:
+    def _loss(self, sr: Any, hr: Any, step: float | Tensor) -> Any:
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
         return functional_loss(sr, hr, step, self.config, self.return_stats, self.backend, self._applied_weight)
@@ -230,23 +243,27 @@ class PSPLLoss(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Continue after the saved iteration, also with another ``calls_per_iteration``."""
-        try:
-            values = [int(value) for value in state.reshape(-1)]
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise self._malformed(state) from error
+        integers = isinstance(state, Tensor) and not (
+            state.is_floating_point() or state.is_complex() or state.dtype == torch.bool or state.is_meta
+        )
+        values = state.reshape(-1).tolist() if integers else []
         if len(values) == 1:  # written by 0.1.0: the number of calls
             self._write_calls(check_count("the saved count of calls", values[0], least=0))
-        elif len(values) == 3:
-            iteration, calls, per_iteration = values
-            self.iteration = iteration
-            if iteration > 0 and 0 < calls <= per_iteration == self.calls_per_iteration:
-                self._write_calls(self._read_calls() - (per_iteration - calls))
-        else:
+            return
+        if len(values) != 3:
             raise self._malformed(state)
+        iteration, calls, per_iteration = values
+        if not (0 <= calls <= per_iteration and (calls == 0) == (iteration == 0)):
+            raise self._malformed(state)
+        self.iteration = iteration
+        if iteration > 0 and per_iteration == self.calls_per_iteration:
+            self._write_calls(self._read_calls() - (per_iteration - calls))
 
     @staticmethod
     def _malformed(state: Any) -> ValueError:
-        described = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        described = type(state).__name__
+        if isinstance(state, Tensor):
+            described = repr(state) if state.numel() <= 3 else f"a tensor of shape {tuple(state.shape)}"
         return ValueError(
             f"The saved state of PSPLLoss is {described}; expected the int64 tensor that its state_dict() holds under "
             "'_extra_state'. Remove that key from the checkpoint and pass start_iteration instead."

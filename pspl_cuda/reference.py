@@ -2,13 +2,15 @@
 ICASSP 2020): ``backend="reference"``, the fallback on devices without a fused kernel, and the kernels' independent cross-check.
 
 It works on a checked :class:`~pspl_cuda.config.Config` and runs on any device. All operations are element-wise: there is no
-convolution or matrix product that TF32 or autocast could shorten. The variances come from the law of total variance instead of
-E[x^2] - E[x]^2, so that nothing cancels: they are never negative, and float32 suffices for images of 0..255 as well.
+convolution or matrix product whose precision TF32 or autocast could reduce. The variances come from the law of total variance
+instead of E[x^2] - E[x]^2, which avoids cancellation: they are never negative, and float32 suffices for images of 0..255 as well.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -106,13 +108,13 @@ def _attention(similarity: Tensor, step: float | Tensor, config: Config) -> Tens
     # switches the schedule off, also when step is infinite.
     limits = torch.finfo(similarity.dtype)
     if isinstance(step, Tensor):
-        step = step.to(similarity.device)
+        step = step.to(similarity.device, torch.promote_types(step.dtype, similarity.dtype))
     else:
         step = step if step <= limits.max else math.inf
         step = torch.full((), step, dtype=similarity.dtype, device=similarity.device)
     delta = torch.full_like(step, config.beta) if config.alpha == 0 else config.alpha * step + config.beta
 
-    # Eq. 7. 1 / delta stays finite, for 0 times it must be 0: delta = 0 gives gamma at mu and 0 elsewhere.
+    # Eq. 7. 1 / delta is kept finite, because 0 times it must be 0: delta = 0 gives gamma at mu and 0 elsewhere.
     inverse = (1 / delta.abs()).to(similarity.dtype).clamp(max=limits.max)
     return config.gamma * torch.exp(-((similarity - config.mu) * inverse).square())
 
@@ -133,21 +135,24 @@ def _mean_and_variance(image: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     the variance of its columns' means.
     """
     taps = _taps(config.window_size, config.sigma)
-    mean, variance = image, None
-    for dim in (-2, -1):
-        seen = _shifted(mean, dim, config)
-        mean = _weighted_sum(taps, seen)
-        spread = _weighted_sum(taps, [(x - mean).square() for x in seen])
-        variance = spread if variance is None else spread + _weighted_sum(taps, _shifted(variance, dim, config))
-    return mean, variance
+
+    def along(dim: int, image: Tensor) -> tuple[Tensor, Tensor]:
+        shifted = _shifted(image, dim, config)
+        mean = _weighted_sum(taps, shifted)
+        return mean, _weighted_sum(taps, [(x - mean).square() for x in shifted])
+
+    column_mean, column_variance = along(-2, image)
+    mean, variance_of_means = along(-1, column_mean)
+    mean_of_variances = _weighted_sum(taps, _shifted(column_variance, -1, config))
+    return mean, variance_of_means + mean_of_variances
 
 
 def _weighted_sum(weights: Iterable[float], images: list[Tensor]) -> Tensor:
-    return sum(w * x for w, x in zip(weights, images, strict=True))
+    return functools.reduce(operator.add, (w * x for w, x in zip(weights, images, strict=True)))
 
 
 def _shifted(image: Tensor, dim: int, config: Config) -> list[Tensor]:
-    """``image`` seen from each of the window's positions along ``dim``, as views on one padded copy."""
+    """``image`` shifted to each position of the window along ``dim``, as views of one padded copy."""
     radius, n = config.window_size // 2, image.shape[dim]
     if config.padding == "zeros":
         pad = (0, 0, radius, radius) if dim == -2 else (radius, radius)

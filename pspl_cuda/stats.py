@@ -1,4 +1,4 @@
-"""Training statistics that the loss sums up in passing."""
+"""Training statistics, computed in the same pass as the loss."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 class PSPLStats(NamedTuple):
-    """What one call of the loss saw, averaged over all elements.
+    """Statistics of one call of the loss: means over all elements.
 
-    The fields are 0-dim tensors on the images' device, float32 (float64 for float64 images), without gradient. Nothing waits
-    for the device until you read one, with ``.item()`` or by printing it.
+    The fields are 0-dim tensors on the images' device, float32 (float64 for float64 images), without gradient. Reading a value,
+    with ``.item()`` or by printing it, synchronises with the device.
     """
 
     mean_abs_error: Tensor
-    """Mean of \\|sr - hr\\|: the unweighted L1 loss, in pixel units."""
+    """Mean of ``|sr - hr|``, the unweighted L1 loss, in pixel units."""
     mean_squared_error: Tensor
-    """Mean of (sr - hr)^2: the unweighted L2 loss."""
+    """Mean of ``(sr - hr)^2``, the unweighted L2 loss."""
     mean_similarity: Tensor
     """Mean of the similarity map M_s (Eq. 3), from -1 to 1."""
     mean_attention: Tensor
     """Mean of the attention map M_a (Eq. 6), from 0 to gamma."""
     data_range: float
-    """L of the constants C1 and C2: the peak that :attr:`psnr` refers to."""
+    """L of the constants C1 and C2, and the peak of :attr:`psnr`."""
 
     @property
     def psnr(self) -> Tensor:

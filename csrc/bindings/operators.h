@@ -1,5 +1,5 @@
-// From tensors to kernel parameters and back, the same for every device: check, fill, allocate. Only this directory
-// knows torch. It uses the LibTorch stable ABI, so that one build serves every later torch.
+// From tensors to kernel parameters and back, for every device: check, fill, allocate. Only this directory uses torch,
+// through the LibTorch stable ABI, so that one build works with every later torch.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +17,7 @@
 #include "../pspl_math.h"
 #include "../pspl_params.h"
 
-// The libraries are loaded by torch.ops.load_library, but setuptools wants a module's entry point in them.
+// torch.ops.load_library loads the libraries, but setuptools requires the entry point of a Python module in them.
 #if defined(_WIN32)
 #define PSPL_EXPORT extern "C" __declspec(dllexport)
 #else
@@ -49,7 +49,7 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
 template <typename T>
 constexpr ScalarType kScalarType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
-// Strides of [.., .., C, H, W]. Missing leading dimensions have size 1: any stride will do.
+// Strides of [.., .., C, H, W]. Missing leading dimensions have size 1: their strides are not used.
 inline Strides strides_of(const Tensor& tensor) {
   const auto strides = tensor.strides();
   const int64_t rank = tensor.dim();
@@ -73,7 +73,7 @@ OutputImage<T> output_image(Tensor& tensor) {
   return {static_cast<T*>(tensor.mutable_data_ptr()), strides_of(tensor)};
 }
 
-// torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, which the fake kernels promise too.
+// torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, as in the fake kernels.
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(tensor),
@@ -101,8 +101,8 @@ struct Constants {
   int64_t gradient_exponent;
 };
 
-// Everything but the outputs. pspl_cuda/config.py has checked all this with better sentences; these checks guard
-// operators that are called directly.
+// All parameters except the outputs. pspl_cuda/config.py checks the same with more detailed messages; these checks
+// protect operators that are called directly.
 template <typename T>
 ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::optional<Tensor>& step_tensor, double step,
                              const Constants& constants, int64_t output) {
@@ -163,7 +163,7 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   return p;
 }
 
-// The operators, once for all devices. Backend runs filled parameters on the device of a tensor:
+// The operators, for all devices. Backend runs a kernel with filled parameters on the device of a tensor:
 //   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
 //   template <typename T> static void backward(const BackwardParams<T>&, const Tensor& on_device);
 template <typename Backend, typename T>
@@ -203,11 +203,11 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr
               : run(fill_params<float>(sr, hr, step_tensor, step, constants, output));
 }
 
-// True if the elements fill their memory without gaps or overlap, in whatever order of the dimensions.
+// True if the elements fill their memory without gaps or overlap, in any order of the dimensions.
 inline bool is_dense(const Tensor& tensor) {
   int64_t filled = 1;
   while (filled < tensor.numel()) {
-    int64_t next = 0;  // the dimension whose stride is what the dimensions so far fill
+    int64_t next = 0;  // the dimension whose stride is the size of the dimensions found so far
     while (next < tensor.dim() && (tensor.strides()[next] != filled || tensor.sizes()[next] == 1)) ++next;
     if (next == tensor.dim()) return false;
     filled *= tensor.sizes()[next];
@@ -220,7 +220,7 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
   const ScalarType compute = grad_output.scalar_type();
   const ScalarType saved = saved_gradient.scalar_type();
   const ScalarType dtype = gradient.scalar_type();
-  // Then both are dense with the same strides: element i of one belongs to element i of the other.
+  // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
   STD_TORCH_CHECK(grad_output.dim() == 0 && (compute == ScalarType::Float || compute == ScalarType::Double) &&
                       grad_output.device() == saved_gradient.device(),

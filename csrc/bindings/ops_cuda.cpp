@@ -20,7 +20,7 @@ void check(cudaError_t status, const Tensor& on_device) {
     int minor = 0;
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on_device.get_device());
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on_device.get_device());
-    STD_TORCH_CHECK(false, "pspl_cuda holds no kernel for this device, which is sm_", major, minor,
+    STD_TORCH_CHECK(false, "pspl_cuda has no kernel for this device, sm_", major, minor,
                     " (pspl_cuda.backend_info() lists what was built). Reinstall with TORCH_CUDA_ARCH_LIST=", major,
                     ".", minor, ".");
   }
@@ -39,9 +39,8 @@ int multiprocessors_of(const Tensor& on_device) {
   return count;
 }
 
-// The counter that tells the last block of a launch that it is the last. A launch leaves it at 0, so launches that
-// follow one another on a stream share one. A captured graph may be replayed on any stream, beside others: it gets a
-// counter of its own, zeroed in the graph.
+// Identifies the last block of a launch. A launch leaves the counter at 0, so the launches of one stream share one. A
+// captured graph may be replayed on any stream, in parallel with others: it has its own counter, zeroed in the graph.
 Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
   const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -49,7 +48,7 @@ Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
   if (capture != cudaStreamCaptureStatusNone) return fresh();
 
   using Key = std::pair<int, cudaStream_t>;
-  // Never destroyed: at exit, torch's allocator may be gone before it.
+  // Never destroyed, because torch's allocator may be destroyed first at exit.
   static auto& tickets = *new std::map<Key, Tensor>();
   static auto& mutex = *new std::mutex();
   const std::lock_guard<std::mutex> lock(mutex);

@@ -1,4 +1,4 @@
-// The backward pass: gradient = factor * grad_output * saved_gradient. In place there is nearly always nothing to do.
+// The backward pass: gradient = factor * grad_output * saved_gradient. In place, a product of 1 needs no work.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct BackwardJobs {
 
 template <typename S, typename T, typename E>
 PSPL_INLINE void scale(const S* from, T factor, E* to, int64_t count) {
-  // The same memory or disjoint: no element depends on another.
+  // The memory is the same or disjoint, so no element depends on another.
 #if defined(__clang__)
 #pragma clang loop vectorize(assume_safety)
 #else

@@ -18,7 +18,7 @@ void forward(const ForwardParams<T>& params, ParallelFor parallel_for);
 template <typename T>
 void backward(const BackwardParams<T>& params, ParallelFor parallel_for);
 
-// "avx512", "avx2" or "baseline". Chosen once per process: the best set that the processor supports, or a lesser one
+// "avx512", "avx2" or "baseline". Chosen once per process: the best set that the processor supports, or a smaller one
 // that the environment variable PSPL_CPU_ISA names.
 const char* instruction_set();
 

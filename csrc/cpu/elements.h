@@ -1,5 +1,5 @@
-// How pixels are stored, and the way from there to the compute type and back. Plain integer code that the compiler
-// turns into vectors by itself: 16-bit floats need no instruction set of their own.
+// The element types of images, and their conversion to and from the compute type. Plain integer code, which the
+// compiler vectorises: 16-bit floats need no special instructions.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ PSPL_INLINE double widen(double x) { return x; }
 PSPL_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 PSPL_INLINE float widen(Half x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
-  // The multiplication mends the exponent's bias, and makes a subnormal half normal (0 for who flushes denormals).
+  // The multiplication corrects the exponent's bias and normalises a subnormal half (0 if denormals are flushed).
   const float finite = bit_cast<float>(magnitude << 13) * 0x1p112f;
   const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;  // Inf and NaN
   return bit_cast<float>(bit_cast<uint32_t>(finite) | infinite | uint32_t(x.bits & 0x8000u) << 16);
@@ -38,8 +38,8 @@ PSPL_INLINE float widen(Half x) {
 
 PSPL_INLINE float narrow_via_float(float x) { return x; }
 
-// Rounded to odd: towards zero, with the last bit set if anything was lost. A later rounding to 16 bits then sees on
-// which side of the middle the double was, as if it had been rounded once.
+// Rounded to odd: towards zero, with the last bit set if anything was lost. A later rounding to 16 bits then gives
+// the same result as rounding the double once.
 PSPL_INLINE float narrow_via_float(double x) {
   const float nearest = float(x);
   if (double(nearest) == x || x != x) return nearest;

@@ -1,4 +1,4 @@
-// What the compiler may assume of every processor: SSE2, NEON.
+// The instructions that every processor of an architecture has: SSE2, NEON.
 #define PSPL_ISA baseline
 #define PSPL_VECTOR_BYTES 16
 #include "backward_kernel.h"

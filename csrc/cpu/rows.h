@@ -1,5 +1,5 @@
-// From the user's memory to rows of s = x + y and d = x - y, with their halo: the only place that knows of dtypes,
-// strides and padding.
+// Reads rows of s = x + y and d = x - y, with their halo, from the user's memory. The dtypes, strides and padding of
+// the images are handled here only.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 namespace pspl::cpu::PSPL_ISA {
 namespace {
 
-// count pixels of a row from an element on, in the compute type: the user's memory itself where it is that already.
+// `count` pixels of a row, starting at `index`, in the compute type: the user's memory itself if it has that type.
 template <typename T>
 const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
   const int64_t stride = image.strides.column;
@@ -33,7 +33,7 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
   });
 }
 
-// The rows of a tile are short and far apart: the processor does not guess the next one.
+// The rows of a tile are short and far apart, so the processor does not prefetch the next one by itself.
 PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t element_size) {
   constexpr int64_t kCacheLine = 64;
   if (stride * element_size > kCacheLine) return;
@@ -69,8 +69,8 @@ class RowReader {
     }
   }
 
-  // Fills s and d, both on vector boundaries, from column -radius to the column radius behind the tile. Zero padding
-  // beside the image is left alone: the caller has put it there once and for all.
+  // Fills s and d, both on vector boundaries, from column -radius to column `radius` after the tile. Zero padding
+  // beside the image is not written: the caller sets it once.
   void read(int64_t y, T* s, T* d) const {
     const int count = last_ - first_;
     y = padded_index(y, p_.height, p_.padding);
@@ -84,8 +84,8 @@ class RowReader {
     const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, count, sr_buffer_.get()) - first_;
     const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, count, hr_buffer_.get()) - first_;
     combine(sr, hr, s, d);
-    // What stands beside the image is always within the columns just read: the padding mirrors at most radius columns,
-    // or the whole row if it is shorter than that.
+    // The padding beside the image copies columns that have just been read: at most radius of them, or the whole row if
+    // it is shorter.
     for (int i = 0; i < left_ + right_; ++i) {
       const int column = i < left_ ? i - radius_ : last_ + i - left_;
       s[column] = s[source_.get()[i]];
@@ -94,8 +94,8 @@ class RowReader {
   }
 
  private:
-  // Vectors on the boundaries of s and d, and one at either end that overlaps its neighbour: nothing is read beyond the
-  // user's row.
+  // Vectors on the boundaries of s and d, and one at either end that overlaps its neighbour, so that nothing is read
+  // outside the user's row.
   PSPL_INLINE void combine(const T* sr, const T* hr, T* s, T* d) const {
     const auto combine_vector = [&](int i) {
       const V x = V::load(sr + i), y = V::load(hr + i);

@@ -163,11 +163,6 @@ struct Simd {
     return T(1) - T(2) * (b / (a + b));
   }
 
-  template <typename T, int N>
-  static PSPL_INLINE Vec<T, N> saturated_difference(Vec<T, N> a, Vec<T, N> b) {
-    return normalized_difference(a, b);
-  }
-
   // For x <= 0, which is all that attention() needs. Results below the normal numbers may be 0; NaN stays NaN, whatever
   // its payload.
   template <typename T, int N>

@@ -8,8 +8,8 @@
 namespace pspl::cuda {
 namespace {
 
-// In place there is usually nothing to do: a grid that the device holds at once starts and ends soonest. Out of place
-// every element is written: one packet a thread.
+// In place there is usually nothing to do, and a grid that fits on the device at once takes the least time. Out of
+// place every element is written, one packet per thread.
 constexpr int64_t kPersistentBlocks = 8;  // per multiprocessor
 
 template <typename T, typename S, typename E>

@@ -1,5 +1,5 @@
-// The backward pass. grad_output is nearly always 1, and then the saved gradient is the gradient: in place, the kernel
-// reads the scalar on the device and leaves, without a wait on the host, also inside a captured graph.
+// The backward pass. grad_output is usually 1, and the saved gradient is then the gradient. In place, the kernel reads
+// the scalar on the device and returns, without host synchronisation, also inside a captured graph.
 #pragma once
 
 #include "primitives.cuh"

@@ -1,5 +1,5 @@
-// The fused forward kernel for every other window: one thread per pixel sums its K x K window. K^2 taps instead of 2 K,
-// but any K, and nothing to specialise.
+// The fused forward kernel for all other windows: one thread per pixel sums its K x K window. It needs K^2 taps instead
+// of 2 K, but supports any K without an instantiation.
 #pragma once
 
 #include "pixel.cuh"
@@ -10,7 +10,7 @@ struct GenericShared {
   ReduceShared reduce;
 };
 
-// A block takes kThreads columns of kGenericRows rows.
+// A block computes kThreads columns of kGenericRows rows.
 constexpr int kGenericRows = 8;
 
 struct GenericPlan {
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.strides.row + c * p.hr.strides.column); };
 
   for (int row = first_row; row < end_row; ++row) {
-    // Every window has its own pivot here: its centre. If that is NaN or Inf, so is the window.
+    // The pivot of a window is its centre. If that is NaN or Inf, so is the window.
     const T difference = sr_at(row, column) - hr_at(row, column);
     const T pivot = sr_at(row, column) + hr_at(row, column);
     Moments<T> moments{};

@@ -1,5 +1,4 @@
-// The one place where a kernel starts. A plain runtime call instead of <<<>>>, so that the tests can run the launchers,
-// unmodified, on a CPU.
+// Starts a kernel. A runtime call instead of <<<>>> lets the tests run the launchers, unmodified, on a CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +16,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, size_t shared_
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   cudaLaunchKernelEx(&config, kernel, arguments...);
-  return cudaGetLastError();  // the same status, and no error is left for torch's own checks to find
+  return cudaGetLastError();  // the same status; it also clears the error, which torch's own checks would report again
 }
 
 }  // namespace pspl::cuda

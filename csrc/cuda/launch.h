@@ -1,5 +1,5 @@
 // The interface of the CUDA kernels: plain structs and a stream. A launcher returns the status of its launch; it
-// neither allocates nor waits.
+// does not allocate or synchronise.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,7 +11,7 @@ namespace pspl::cuda {
 // Memory that a forward launch needs besides its outputs.
 struct Workspace {
   double* partials;  // [workspace_size()], uninitialised
-  unsigned* ticket;  // one, 0 before the launch and after it; launches that share it follow one another on one stream
+  unsigned* ticket;  // one counter, 0 before and after a launch; launches that share it must be on one stream
 };
 
 // The number of partial sums that forward() writes on a device with this many multiprocessors.

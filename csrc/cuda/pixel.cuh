@@ -1,11 +1,11 @@
-// One pixel from its four moments to its outputs, the same in every CUDA kernel: maps, gradient, sums.
+// The outputs of one pixel from its four moments, for all CUDA kernels: maps, gradient, sums.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace pspl::cuda {
 
-// How much a kernel does with a pixel. Training with the paper's distance pays for nothing else.
+// What a kernel computes per pixel. Training with l1 has a kernel that computes nothing else.
 enum class Work {
   kL1,        // loss and gradient of distance l1
   kL1Stats,   // and statistics
@@ -22,9 +22,9 @@ constexpr bool kHasAnyDistance = kWork == Work::kDistance || kWork == Work::kAll
 template <Work kWork>
 constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 
-// Returns the gradient. `inside` is 1, or 0 for a pixel beside the image, which adds to no sum: `counts` tells whether
-// its loss and error, which may be known to be 0, are added. A factor costs no predicate, and NaN times 0 does no harm:
-// a NaN beside the image comes from a pixel in it, whose own terms are NaN.
+// Returns the gradient. `inside` is 1, or 0 for a pixel outside the image, which is not added to the sums. `counts`
+// selects whether its loss and error are added; it may be true where they are known to be 0. A factor costs no
+// predicate, and NaN times 0 is harmless: a NaN outside the image comes from a pixel in it, whose own terms are NaN.
 template <Work kWork, typename T>
 __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T pivot, T inverse_delta,
                                         T difference, bool counts, T inside, int64_t map_offset,

@@ -1,4 +1,4 @@
-// How a forward launch is cut into strips: host arithmetic only.
+// Divides a forward launch into strips; host arithmetic only.
 #pragma once
 
 #include <algorithm>
@@ -6,14 +6,14 @@
 
 namespace pspl::cuda {
 
-// A multiprocessor's time is modelled as (warps it gets, but at least kBusyWarps: fewer do not fill the pipelines) x
-// (rows a warp walks, halo included).
+// The time of a multiprocessor is modelled as its number of warps (at least kBusyWarps, because fewer do not fill the
+// pipelines) times the rows of a strip with its halo.
 constexpr int kBusyWarps = 8;
 constexpr int kMinStripRows = 8;
 constexpr int kMaxCuts = 512;  // strip heights that are tried
 
-// Strips of `rows` rows, `across` side by side and `down` below one another in each plane. Channels follow one another
-// first, so that the warps of a block read the same cache lines if the image is channels_last.
+// Strips of `rows` rows, `across` side by side and `down` below one another in each plane. The channel varies
+// fastest, so that the warps of a block read the same cache lines if the image is channels_last.
 struct StripPlan {
   uint32_t strips;
   uint32_t across;

@@ -1,6 +1,6 @@
-// All code that only a device has: approximate instructions, warp shuffles, 16-bit conversions. No other file holds
-// assembly. The tests compile this directory with g++; the `emulation` functions then stand in for the instructions and
-// return the exact value moved by the error bound that each primitive states.
+// Device-only code: approximate instructions, warp shuffles, 16-bit conversions. No other file contains assembly. The
+// tests compile this directory with g++; the `emulation` functions then replace the instructions and return the exact
+// value, shifted by the error bound that is stated at each primitive.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +55,7 @@ __device__ __forceinline__ float rsqrt_approx(float x) {
 #endif
 }
 
-// ---------------------------------------------------------------- the arithmetic that pspl_math.h asks for
+// ---------------------------------------------------------------- the Math policy of pspl_math.h
 
 struct DeviceMath {
   static __device__ __forceinline__ float select(bool condition, float a, float b) { return condition ? a : b; }
@@ -73,22 +73,14 @@ struct DeviceMath {
   static __device__ __forceinline__ float clamp_variance(float x, float least) { return fmaxf(x, least); }
   static __device__ __forceinline__ double clamp_variance(double x, double least) { return fmax(x, least); }
 
-  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two roundings
-  // may make the quotient b / (a + b) too large by 2^-22: b counts that much more in the denominator, which matters only
-  // where the quotient is near 1.
+  // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two
+  // roundings may make the quotient b / (a + b) too large by 2^-22. In the denominator b is increased by that amount,
+  // which matters only where the quotient is near 1.
   static __device__ __forceinline__ float normalized_difference(float a, float b) {
     return fmaf(b * rcp_approx(fmaf(b, 1.0f + 0x1p-22f, a)), -2.0f, 1.0f);
   }
   static __device__ __forceinline__ double normalized_difference(double a, double b) {
     return 1.0 - 2.0 * (b / (a + b));
-  }
-
-  // The same without the excess: the product is clamped to [0, 1], which is part of the multiplication. NaN becomes 1.
-  static __device__ __forceinline__ float saturated_difference(float a, float b) {
-    return fmaf(__saturatef(b * rcp_approx(a + b)), -2.0f, 1.0f);
-  }
-  static __device__ __forceinline__ double saturated_difference(double a, double b) {
-    return normalized_difference(a, b);
   }
 
   // 1 / x, refined by one Newton step to about half an ulp. An exact division would be a function call.
@@ -178,7 +170,7 @@ constexpr DType kDTypeOf = std::is_same_v<E, float>    ? DType::kFloat32
                            : std::is_same_v<E, __half> ? DType::kFloat16
                                                        : DType::kBFloat16;
 
-// Element tag of images whose dtype is looked up at run time: mixed dtypes, and float64.
+// Element tag of images whose dtype is read at run time: other mixed dtypes, and float64.
 struct AnyType {};
 
 // Reads the element of an image at an offset, in the compute type.

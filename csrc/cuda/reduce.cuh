@@ -1,5 +1,5 @@
-// The sums of a launch, added in an order that does not depend on which block finishes when: no float atomics, so the
-// loss is bitwise repeatable, and no second launch.
+// Adds the sums of a launch, without a second launch and without float atomics: the order does not depend on
+// scheduling, so the loss is bitwise reproducible.
 #pragma once
 
 #include "launch.h"
@@ -7,7 +7,7 @@
 
 namespace pspl::cuda {
 
-// One thread's share of the first kCount sums of enum Sum.
+// One thread's part of the first kCount sums of enum Sum.
 template <typename T, int kCount>
 struct Sums {
   T value[kCount] = {};
@@ -46,7 +46,7 @@ __device__ void reduce_and_store(const ForwardParams<T>& p, const Sums<T, kCount
     // the counter resets itself for the next launch.
     __threadfence();
     shared.is_last = atomicInc(workspace.ticket, blocks - 1) == blocks - 1;
-    // The thread that has read the ticket acquires what the other blocks wrote; the barrier hands it to the others.
+    // This fence acquires what the other blocks wrote; the barrier below makes it visible to the other threads.
     if (shared.is_last) __threadfence();
   }
   __syncthreads();
@@ -55,7 +55,7 @@ __device__ void reduce_and_store(const ForwardParams<T>& p, const Sums<T, kCount
   for (int i = 0; i < kCount; ++i) {
     double value = 0;
     for (unsigned block = threadIdx.x; block < blocks; block += kThreads) {
-      // Past L1, which is not coherent with what other blocks wrote.
+      // Bypasses L1, which is not coherent with the writes of other blocks.
       value += __ldcg(&workspace.partials[static_cast<int64_t>(i) * blocks + block]);
     }
     // shared.warp[i] was last read by thread 0 before the barrier above.

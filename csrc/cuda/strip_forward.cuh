@@ -14,7 +14,7 @@
 
 namespace pspl::cuda {
 
-// What a kernel may assume about the memory of its images. The common case in training has a kernel of its own.
+// What a kernel may assume about the memory of its images. The common cases in training have specialised kernels.
 enum class Access {
   kUnit,     // kSpaced, with column stride 1 in both images and two gradients that fit one aligned store
   kSpaced,   // padding zeros, and offsets that fit 32 bits: the rest of channels_last, crops and views
@@ -50,7 +50,7 @@ struct StripTraits {
 
   static constexpr bool kZeros = kAccess != Access::kGeneral;
   static constexpr bool kUnit = kAccess == Access::kUnit;
-  // Both gradients of a lane go out in one store.
+  // Both gradients of a lane are written in one store.
   static constexpr bool kPairStore = kUnit && kColumns == 2;
   // An offset in an image, in elements. 32 bits save a register and an instruction for each of three images.
   using Offset = std::conditional_t<kZeros, int32_t, int64_t>;
@@ -94,7 +94,7 @@ using CentreRing = CentreDifference<typename Traits::T, Traits::kColumns>[Traits
 
 template <typename Traits>
 struct StripShared {
-  // First: a place in a ring wraps around by its bits, so a ring lies at a multiple of its size.
+  // The first member, because offsets in a ring wrap around by masking: a ring must lie at a multiple of its size.
   CentreRing<Traits> centres[kWarps];
   static_assert((sizeof(CentreRing<Traits>) & (sizeof(CentreRing<Traits>) - 1)) == 0);
   StripRows<Traits> rows[kWarps];
@@ -131,8 +131,8 @@ class StripWalker {
     enlist(rows, centres);
   }
 
-  // Three loops, because a branch in the middle one, where the time goes, would cost registers: the first 2 R rows
-  // complete no output row, and below the last ones there is nothing to load.
+  // Three loops, because a branch in the middle one, which takes most of the time, would cost registers. The first 2 R
+  // rows complete no output row, and the last rows have no row below them to load.
   __device__ __forceinline__ void walk() {
     Moments<T> complete[kColumns];
     int row = first_row - R;
@@ -175,7 +175,7 @@ class StripWalker {
     pivot = find_pivot(min(first_column + lane * kColumns, width - 1));
   }
 
-  // Mean of x + y at a few pixels of the strip. NaN and Inf are left out: they must not leave their own windows.
+  // Mean of x + y at a few pixels of the strip. NaN and Inf are excluded, so that they affect only their own windows.
   __device__ __forceinline__ T find_pivot(int column) const {
     constexpr int kSampledRows = 4;
     T sum = 0;
@@ -216,7 +216,7 @@ class StripWalker {
       stores[c] = valid[c] && p.gradient.data != nullptr;
     }
 
-    // With zero padding the walk goes from row to row inside the image; with the other paddings it jumps.
+    // With zero padding the rows are read in order; the other paddings compute the place of each row.
     const int lane_column = first_column - R + lane;
     sr_next = static_cast<Offset>(sr_plane + max(first_row - R, 0) * p.sr.strides.row +
                                   (Traits::kUnit ? lane_column : lane_column * p.sr.strides.column));
@@ -264,7 +264,7 @@ class StripWalker {
 
   // -------- blur_row: registers to shared memory, along the row, down the rows
 
-  // Takes in the loaded row, loads the one below, and returns the moments of the output row that is now complete.
+  // Blurs the loaded row, loads the one below, and returns the moments of the output row that is now complete.
   __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<T> (&complete)[kColumns]) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
@@ -328,7 +328,7 @@ class StripWalker {
   }
 
   // Adds a row's value to the 2 R output rows it reaches and returns the one that is now complete. Every sum is written
-  // one slot lower than it was read: the shift costs nothing. A new sum starts at `start`.
+  // one slot below the one it was read from, so the shift needs no instruction. A new sum starts at `start`.
   __device__ __forceinline__ T add_to_column(T (&sum)[2 * R], T value, T start) {
     const T complete = sum[0] + p.taps[R] * value;
 #pragma unroll
@@ -342,9 +342,9 @@ class StripWalker {
   // -------- emit_row: moments to outputs
 
   __device__ __forceinline__ void emit_row(const Moments<T> (&complete)[kColumns]) {
-    // R rows before the one just written: the place after it stands for kRing - 1 rows before.
+    // The row R above the one just written. The next slot of the ring holds the row kRing - 1 above it.
     const auto centre = *reinterpret_cast<const Centre*>(shared_memory + rows_later(Traits::kRing - 1 - R));
-    // Beside a zero-padded image the difference is 0, and so is its l1 or l2: nothing to leave out.
+    // Beyond the right edge of a zero-padded image the difference is 0, and so is its l1 or l2 loss: no test is needed.
     const bool zero_beside = Traits::kZeros && (!kHasAnyDistance<Traits::kWork> ||
                                                 (Traits::kWork == Work::kDistance && p.distance == Distance::kL2));
     T gradient[kColumns];
@@ -359,7 +359,7 @@ class StripWalker {
     map_next += p.map.strides.row;
   }
 
-  // The gradient has sr's element type. A float16 image may have a float32 one: that of l2 has no bounded range.
+  // The gradient has sr's element type. A float16 image may have a float32 gradient, because that of l2 is unbounded.
   __device__ __forceinline__ void store_gradients(const T (&gradient)[kColumns]) {
     if constexpr (Traits::kAccess == Access::kGeneral) {
       with_element(p.gradient.dtype, [&](auto element) { store_as<decltype(element)>(gradient); });
@@ -383,8 +383,8 @@ class StripWalker {
     }
   }
 
-  // -------- places in shared memory, as offsets that move from row to row: computed from the row's number instead,
-  // they would cost several instructions each
+  // -------- offsets in shared memory, advanced from row to row: computing them from the row's number would take
+  // several instructions each
 
   __device__ __forceinline__ uint32_t offset_of(const void* place) const {
     return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - shared_memory);
@@ -410,7 +410,7 @@ class StripWalker {
   T inverse_delta;
   T pivot;
 
-  // Lane flags: which of the loads k and output columns c this lane takes part in.
+  // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
   T inside[kColumns];  // 1 where valid, else 0
   Offset sr_column[kLoads], hr_column[kLoads];
@@ -424,8 +424,8 @@ class StripWalker {
 
 // ---------------------------------------------------------------- kernel
 
-// 128 registers let four blocks of four warps share a multiprocessor. The general kernels carry more addresses and
-// sums, float64 twice the width.
+// 128 registers let four blocks of four warps share a multiprocessor. The general kernels need registers for more
+// addresses and sums, float64 for values of twice the width.
 template <typename Traits>
 constexpr int kMinBlocks = sizeof(typename Traits::T) == 8              ? 2
                            : Traits::kUnit && !kHasStats<Traits::kWork> ? 4
@@ -437,8 +437,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
                   const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<Traits>*>(shared_memory);
-  // The shuffle tells the compiler what it cannot see: a warp walks one strip, so counters and plane offsets are
-  // scalars of the warp and __syncwarp() needs no branch. Without it there are spills.
+  // The shuffle tells the compiler that the index is the same in the whole warp, so counters and plane offsets are
+  // warp-uniform and __syncwarp() needs no branch. Without it, registers spill.
   const uint32_t warp = __shfl_sync(kFullWarp, threadIdx.x / kLanes, 0);
   const uint32_t strip = blockIdx.x * kWarps + warp;
   typename StripWalker<Traits>::StripSums sums;

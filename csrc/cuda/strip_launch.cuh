@@ -1,5 +1,5 @@
-// Chooses and launches a strip kernel for one compute type and pair of element types. Each is instantiated in a file of
-// its own in instances/, so that they compile side by side.
+// Chooses and launches a strip kernel for one compute type and pair of element types. Each instantiation has its
+// own file in instances/, so that they compile in parallel.
 #pragma once
 
 #include "launch.cuh"
@@ -16,11 +16,11 @@ bool has_short_indices(const ForwardParams<T>& p, int64_t blocks) {
   return p.height < kIndexLimit && p.width < kIndexLimit && p.planes() < kIndexLimit && blocks < kIndexLimit;
 }
 
-// Images of one dtype have kernels for windows of 3 to 11, mixed dtypes and float64 for the paper's 11.
+// float32 and 16-bit images of one dtype have kernels for windows of 3 to 11, mixed dtypes and float64 for 11 only.
 template <typename Sr, typename Hr>
 constexpr bool kHasAllWindows = std::is_same_v<Sr, Hr> && !std::is_same_v<Sr, AnyType>;
 
-// Whether the strip kernels take this call: a window with an instantiation, and sizes that their indices hold.
+// Whether a strip kernel can run this call: its window is instantiated, and its indices fit 32 bits.
 template <typename T, typename Sr, typename Hr>
 bool has_strip_kernel(const ForwardParams<T>& p) {
   const bool window = kHasAllWindows<Sr, Hr> ? p.radius >= 1 && p.radius <= 5 : p.radius == 5;
@@ -42,8 +42,8 @@ StripPlan plan_strips(const ForwardParams<T>& p, int multiprocessors) {
 
 inline int64_t strip_blocks(const StripPlan& plan) { return (plan.strips + kWarps - 1) / kWarps; }
 
-// Whether a walk through an image stays within 32-bit offsets; it ends one row below the image, and up to three warps
-// of columns beside it.
+// Whether the offsets of a walk through an image fit 32 bits. It ends one row below the image, and up to three warps of
+// columns to the right of it.
 template <typename T>
 bool has_short_offsets(const ForwardParams<T>& p, const Strides& image) {
   int64_t end = p.height * image.row + (p.width + 3 * kLanes) * image.column;
@@ -51,7 +51,7 @@ bool has_short_offsets(const ForwardParams<T>& p, const Strides& image) {
   return end <= INT32_MAX;
 }
 
-// The most special access that a call allows.
+// The most specialised access that a call allows.
 template <typename Sr, typename T>
 Access access_of(const ForwardParams<T>& p) {
   const GradientImage& out = p.gradient;
@@ -69,7 +69,7 @@ Access access_of(const ForwardParams<T>& p) {
   return p.sr.strides.column == 1 && p.hr.strides.column == 1 && pairs ? Access::kUnit : Access::kSpaced;
 }
 
-// The paper's window has kernels that leave out what a call does not need; everything else has one general kernel.
+// The 11 x 11 window has kernels that omit what a call does not need; each other window has one general kernel.
 template <typename T, typename Sr, typename Hr>
 cudaError_t launch_strips(const ForwardParams<T>& p, const Workspace& workspace, int multiprocessors,
                           cudaStream_t stream) {

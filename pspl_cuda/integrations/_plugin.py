@@ -1,4 +1,4 @@
-"""What the plug-ins share. They know their framework; this module knows none."""
+"""Framework-independent code shared by the plug-ins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from .. import PSPLLoss
 
 @contextmanager
 def needs(framework: str, remedy: str) -> Iterator[None]:
-    """Around a plug-in's import of its framework: say in one sentence what is missing."""
+    """Wraps a plug-in's import of its framework, to name what is missing if the import fails."""
     try:
         yield
     except ImportError as error:
@@ -30,8 +30,8 @@ def needs(framework: str, remedy: str) -> Iterator[None]:
 def register(registry, loss: type[PSPLLoss]) -> None:
     """Register ``loss`` under its class name with a registry of the BasicSR family, once.
 
-    A second import, or a reload, of a plug-in leaves the first class in place; a loss of that name which is not ours is the
-    registry's to refuse.
+    A second import, or a reload, of a plug-in leaves the first class in place. A different loss of that name is refused by the
+    registry.
     """
     if loss.__name__ in registry:
         there = registry.get(loss.__name__)
@@ -41,14 +41,14 @@ def register(registry, loss: type[PSPLLoss]) -> None:
 
 
 class ResumingLoss(PSPLLoss):
-    """PSPLLoss for BasicSR and its descendants, which save no state of their losses.
+    """PSPLLoss for BasicSR and its descendants, which do not save the state of their losses.
 
-    Their models get ``state["iter"]`` back in ``resume_training(state)``: from the first loss built on, this also sets the
-    ``iteration`` of the model's losses. An explicit ``start_iteration`` above 0 is left alone.
+    Their models receive ``state["iter"]`` in ``resume_training(state)``. Once the first loss is built, that method also sets the
+    ``iteration`` of the model's losses, except where ``start_iteration`` is above 0.
     """
 
-    # Module and class whose resume_training it is. Imported by the first loss, not by the plug-in: a plug-in may be imported
-    # by the framework while its models are still to come.
+    # The module and class that define resume_training. Imported by the first loss and not by the plug-in, which the framework may
+    # import before its models exist.
     model_class: ClassVar[tuple[str, str]]
 
     def __init__(self, **keywords) -> None:
@@ -58,12 +58,12 @@ class ResumingLoss(PSPLLoss):
             _follow_resume(getattr(importlib.import_module(module), name))
         except (ImportError, AttributeError) as error:
             warnings.warn(
-                f"PSPLLoss can't follow a resumed training here ({error}): set start_iteration in its options by hand.",
+                f"PSPLLoss can't restore its iteration when training resumes ({error}): set start_iteration in its options.",
                 stacklevel=2,
             )
 
 
-def _follow_resume(model_class: type) -> None:
+def _follow_resume(model_class: Any) -> None:
     resume_training = model_class.resume_training
     if hasattr(resume_training, "sets_pspl_iteration"):
         return
@@ -75,10 +75,11 @@ def _follow_resume(model_class: type) -> None:
         for loss in _losses(vars(self).values()):
             if loss.iteration == 0:
                 loss.iteration = int(resume_state["iter"])
-            log.info("PSPLLoss goes on after iteration %d.", loss.iteration)
+            log.info("PSPLLoss continues after iteration %d.", loss.iteration)
 
-    resume_training_and_schedule.sets_pspl_iteration = True
-    model_class.resume_training = resume_training_and_schedule
+    following: Any = resume_training_and_schedule
+    following.sets_pspl_iteration = True
+    model_class.resume_training = following
 
 
 def _losses(attributes) -> Iterator[PSPLLoss]:

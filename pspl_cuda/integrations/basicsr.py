@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ._plugin import ResumingLoss, needs, register
 
-with needs("BasicSR", "pip install basicsr, and see docs/frameworks.md if that or its import of torchvision fails"):
+with needs(
+    "BasicSR", "pip install basicsr, and see docs/troubleshooting.md if that or its import of torchvision fails"
+):
     from basicsr.utils.registry import LOSS_REGISTRY
 
 

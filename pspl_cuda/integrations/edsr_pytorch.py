@@ -8,6 +8,6 @@ from .. import PSPLLoss
 def build(args, **keywords) -> PSPLLoss:
     """Return the loss for images of 0 to ``args.rgb_range``; ``keywords`` as for PSPLLoss.
 
-    ``Loss`` weights it and saves and loads its state: resuming needs nothing.
+    The framework's ``Loss`` weights it, and saves and loads its state, so resuming needs no further step.
     """
     return PSPLLoss(**{"data_range": args.rgb_range, **keywords})

@@ -12,8 +12,8 @@ with needs("KAIR", "run in the folder of its repository"):
 def build(opt: dict, **keywords) -> PSPLLoss:
     """Return the loss for the options ``opt``; PSPLLoss's keywords come from ``opt["train"]["G_pspl"]`` and ``keywords``.
 
-    KAIR weights it by ``G_lossfn_weight`` and saves no state of it: it goes on after the iteration in the name of the last
-    checkpoint, as KAIR itself, unless ``start_iteration`` is given.
+    KAIR weights it by ``G_lossfn_weight`` and does not save its state. Unless ``start_iteration`` is given, it continues after
+    the iteration in the name of the last checkpoint, as KAIR itself does.
     """
     done, _ = find_last_checkpoint(opt["path"]["models"], net_type="G")
     return PSPLLoss(**{"start_iteration": done, **(opt["train"].get("G_pspl") or {}), **keywords})

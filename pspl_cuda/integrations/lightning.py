@@ -1,4 +1,4 @@
-"""Lightning: a callback that gives every PSPLLoss of a LightningModule the trainer's own step."""
+"""Lightning: a callback that sets every PSPLLoss of a LightningModule to the trainer's step."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ class PSPLSchedule(Callback):
     """Before each training batch, every PSPLLoss in the module is set to the iterations that the trainer has done.
 
     The trainer counts optimizer steps: micro-batches of one step share an iteration, also where the last step of an epoch
-    has fewer of them, and a resumed trainer goes on where it was. ``calls_per_iteration`` of the loss is then its calls in one
-    batch, and ``start_iteration`` is not used.
+    has fewer of them, and a resumed trainer continues its count. ``calls_per_iteration`` of the loss is then its number of calls
+    per batch, and ``start_iteration`` is not used.
 
     Args:
-        optimizer_steps_per_iteration: optimizer steps in one batch: 2 for a GAN with two optimizers, which all count.
+        optimizer_steps_per_iteration: optimizer steps per batch: 2 for a GAN with two optimizers, because the trainer counts
+            the steps of both.
 
     Raises:
-        TypeError, ValueError: ``optimizer_steps_per_iteration`` is no integer of at least 1; when training starts, the
-            module holds no PSPLLoss.
+        TypeError, ValueError: ``optimizer_steps_per_iteration`` is not an integer of at least 1, or the module contains no
+            PSPLLoss when training starts.
     """
 
     def __init__(self, optimizer_steps_per_iteration: int = 1) -> None:
@@ -36,7 +37,7 @@ class PSPLSchedule(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         if not _losses(pl_module):
             raise ValueError(
-                f"{type(pl_module).__name__} holds no PSPLLoss; expected one as an attribute, for example "
+                f"{type(pl_module).__name__} contains no PSPLLoss; expected one as an attribute, for example "
                 "self.criterion = PSPLLoss() in its __init__."
             )
 

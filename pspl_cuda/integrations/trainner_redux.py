@@ -11,13 +11,13 @@ with needs("traiNNer-redux", "run in the folder of its repository, or install it
 
 
 class PSPLLoss(ResumingLoss):
-    """Leaves ``loss_weight`` to the training loop, which reads it from the loss: its size is the factor, its sign the target."""
+    """Leaves ``loss_weight`` to the training loop: its magnitude is the factor, and its sign selects the target."""
 
     model_class = ("traiNNer.models.base_model", "BaseModel")
 
     def __init__(self, **keywords) -> None:
         super().__init__(**keywords)
-        # Earlier versions of the framework weighted in the losses, later ones do in the loop. Its own L1Loss tells which.
+        # Earlier versions of the framework apply the weight in the losses, later ones in the loop. Its L1Loss shows which.
         black, white = torch.zeros(1, 1, 1, 1, device="cpu"), torch.ones(1, 1, 1, 1, device="cpu")
         self.weighted_by_loop = LOSS_REGISTRY.get("L1Loss")(loss_weight=2.0)(black, white).item() == 1
 

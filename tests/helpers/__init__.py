@@ -1,1 +1,1 @@
-"""What several tests use. A test imports from here, never from another test."""
+"""Code shared by several tests. A test imports from here and not from another test."""

@@ -1,4 +1,4 @@
-"""Images on which SSIM in float32 goes wrong, in one place, for test_numerics.py, test_known_failures.py and numerics_table.py.
+"""Images on which SSIM in float32 is inaccurate, for test_numerics.py, test_known_failures.py and numerics_table.py.
 
 Values are float64 in 0..1, give or take an overshoot; ``pair`` makes tensors of them.
 """
@@ -79,7 +79,7 @@ IMAGES = {
     "1x1, error 1e-3": lambda rng: ((x := rng.random((4, 3, 1, 1))), _near(x, 1e-3, rng)),
 }
 
-# Where a window lies a whole range away from others of its strip, or is nothing but one large difference.
+# A window differs from others of its strip by the whole range of values, or consists of one large difference.
 FAR = ("black beside white", "1x1")
 
 # Where the formula of the official code, in float32 with the constants of 0..1 on images of 0..255, is bad enough to be compared

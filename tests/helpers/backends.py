@@ -32,7 +32,7 @@ def selected() -> list[str]:
 
 
 def collected() -> list[str]:
-    """The backends that tests are collected for: the selected ones, but without a GPU ``cuda`` only if it is named."""
+    """The backends that tests are collected for: the selected ones; ``cuda`` without a GPU only if it is named."""
     return _named() or [name for name in NAMES if name != "cuda" or torch.cuda.is_available()]
 
 
@@ -58,7 +58,7 @@ class Backend:
     def __init__(self, name: str):
         self.name = name
         self.device = torch.device("cuda" if name == "cuda" else "cpu")
-        # The fused kernels promise more about layouts and about what they save than plain autograd does.
+        # The fused kernels guarantee layouts and saved tensors that plain autograd does not.
         self.fused = name != "reference"
         # The CUDA kernel has one pivot per strip (tolerances.FAR_FROM_PIVOT).
         self.one_pivot = name in ("emulated", "cuda")

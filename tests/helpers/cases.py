@@ -33,8 +33,21 @@ def numpy64(tensor):
 
 
 def leaf(tensor):
-    """A view of the same memory, with the same strides, that asks for a gradient."""
+    """A view of the same memory, with the same strides, that requires a gradient."""
     return tensor.detach().requires_grad_()
+
+
+def distinct_pair(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
+    """Two images that differ by at least 0.05 everywhere, so that l1 is differentiable at them."""
+    generator = torch.Generator().manual_seed(seed)
+    hr = torch.rand(shape, generator=generator, dtype=torch.float64)
+    error = 0.05 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return (hr + sign * error).to(dtype).to(device), hr.to(dtype).to(device)
+
+
+def leaf_copy(tensor):
+    return tensor.detach().clone().requires_grad_()
 
 
 def check_against_oracle(backend, sr, hr, step=1.0, upstream=1.0, maps=False, far_from_pivot=False, **keywords):
@@ -92,7 +105,7 @@ def check_stats(stats, expected, growth, gamma, compute, data_range):
         assert not value.requires_grad
     assert stats.mean_abs_error.item() == pytest.approx(expected.mean_abs_error, rel=relative, abs=0)
     assert stats.mean_squared_error.item() == pytest.approx(expected.mean_squared_error, rel=relative, abs=0)
-    # A tenth of what one pixel may be off by: an average must be better.
+    # A tenth of the allowed error of one pixel, because an average must be more accurate.
     assert stats.mean_similarity.item() == pytest.approx(
         expected.mean_similarity, abs=tolerances.SIMILARITY[compute] / 10
     )

@@ -1,4 +1,4 @@
-"""What each of two DistributedDataParallel processes does for tests/unit/test_module.py, in a module that imports fast."""
+"""Code of the two DistributedDataParallel processes of tests/unit/test_module.py, in a module that imports fast."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(module, share, accumulate=1, validate=False):
 
 
 def run(rank: int, folder: str) -> None:
-    """Train with the loss inside and outside of the wrapped module, and save what was seen as ``rank<n>.pt``."""
+    """Train with the loss inside and outside of the wrapped module, and save the records as ``rank<n>.pt``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
 

@@ -1,4 +1,4 @@
-"""Stand-ins for the training frameworks that CI does not install: of each, only what a loss meets.
+"""Stand-ins for the training frameworks that CI does not install. Each contains only the code that uses a loss.
 
 Written from their sources: BasicSR 1.4.2; neosr 0199ef5 (losses, train.py), 3f185e3 (models/image.py); traiNNer-redux e055724 and
 5e52432, where losses weight themselves, and the later version of models/sr_model.py where the loop does; EDSR-PyTorch 4f5e2ce;
@@ -28,7 +28,7 @@ def _modules(**contents: dict) -> dict[str, ModuleType]:
 
 
 class Registry:
-    """The registry of the BasicSR family: a name can be taken once."""
+    """The registry of the BasicSR family: a name can be registered once."""
 
     def __init__(self, ignore_case: bool = False):
         self._obj_map = {}
@@ -53,7 +53,7 @@ class Registry:
 
 
 class Model:
-    """Of a model: the network, and that a training state holds the iteration but nothing of the losses."""
+    """A model with its network. Its training state contains the iteration and no state of the losses."""
 
     def __init__(self):
         self.net_g = nn.Conv2d(3, 3, 3, padding=1)
@@ -250,7 +250,7 @@ class KAIRModelPlain:
 
 def mmengine():
     class MMRegistry:
-        """Unknown names are looked for in the parent; a name can be taken once."""
+        """Unknown names are looked up in the parent; a name can be registered once."""
 
         def __init__(self, name, parent=None, locations=(), scope=None):
             self._module_dict, self.parent = {}, parent

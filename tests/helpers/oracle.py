@@ -70,7 +70,7 @@ def similarity_map(
 
 
 def width(step, alpha=1.0, beta=0.0) -> float:
-    """delta of Eq. 8. A growth rate of 0 means beta, whatever the step."""
+    """delta of Eq. 8. A growth rate of 0 means beta for every step."""
     return beta if alpha == 0 else alpha * step + beta
 
 

@@ -1,4 +1,4 @@
-"""What a backend may be off by, derived from the error budget of the package, in one place. test_helpers.py tests it.
+"""The allowed errors of a backend, derived from the error budget of the package. test_helpers.py tests this module.
 
 The budget, for float32: the similarity map within 2e-5 of the exact one, the loss within 1e-6 relative, the gradient
 within 1e-5 relative in the L2 norm. 16-bit inputs are computed in float32, so they get the same, against the oracle on
@@ -20,19 +20,20 @@ import torch
 from helpers import oracle
 
 SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
-# The CUDA strip kernel squares x + y about one pivot per strip. Where a window lies a whole range away from its neighbours, the
-# squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
+# The CUDA strip kernel squares x + y about one pivot per strip. Where a window differs from its neighbours by the whole
+# range, the squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
 # 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
 FAR_FROM_PIVOT = 5e-5
-# At delta = 1 the attention changes by up to 4 times what M_s does. On average over an image M_s is off by a quarter of its
-# worst, all one way since a variance is clamped at 0; in the L2 norm by a half: as multiples of the two budgets.
+# At delta = 1 the attention changes by up to 4 times what M_s does. The average error of M_s over an image is a quarter of
+# the largest, in one direction because a variance is clamped at 0; the error in the L2 norm is half of the largest. As multiples
+# of the two budgets.
 FAR_LOSS_FACTOR = 4 * FAR_FROM_PIVOT / 4 / 1e-6
 FAR_GRADIENT_FACTOR = 4 * FAR_FROM_PIVOT / 2 / 1e-5
 # With constants of 0..1 on images of 0..255, C2 is 65025 times smaller beside the squares, and float32 can't hold the budget: the
 # similarity map gets this share of the error that the formula of the official code makes in float32.
 OFFICIAL_SHARE = 1 / 10
-# Far from the pivot the squares of the CUDA kernel are of the order of L^2, as are the formula's: four moments against five, and
-# centred on one strip instead of on zero, is what is left.
+# Far from the pivot the squares of the CUDA kernel are of the order of L^2, as are the formula's: the
+# only advantages left are four moments instead of five, and a pivot per strip instead of zero.
 OFFICIAL_SHARE_FAR = 1 / 5
 LOSS = {torch.float32: 1e-6, torch.float64: 1e-13}
 GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -89,7 +90,7 @@ def assert_attention(
 
 
 def assert_loss(actual: torch.Tensor, expected: oracle.Result, factor: float = 1.0, scale: float = 1.0) -> None:
-    """A 0-dim loss, or the loss per pixel; ``factor`` is growth(), ``scale`` the order of what is summed up."""
+    """A 0-dim loss, or the loss per pixel; ``factor`` is growth(), ``scale`` the magnitude of the terms."""
     if actual.dim() == 0:
         value, loss = actual.item(), float(expected.loss)
         if math.isnan(loss):
@@ -104,7 +105,7 @@ def assert_loss(actual: torch.Tensor, expected: oracle.Result, factor: float = 1
 def assert_gradient(
     actual: torch.Tensor, expected: np.ndarray, compute: torch.dtype, factor: float = 1.0, scale: float = 1.0
 ) -> None:
-    """A gradient as a vector: relative L2 error; and no element that is alone responsible for a wrong sign or zero."""
+    """A gradient as a vector, by its relative L2 error; no element may have a wrong sign or be lost."""
     relative, tiny = factor * GRADIENT[compute], scale * TINY[compute]
     if actual.dtype != compute:
         relative += ROUNDING[actual.dtype]
@@ -126,7 +127,7 @@ def assert_vector(actual: torch.Tensor, expected: np.ndarray, relative: float, t
     assert np.linalg.norm(error) <= allowed, (
         f"the {what} is off by {np.linalg.norm(error) / (norm or 1):.3g} (relative L2), allowed {relative:.3g}"
     )
-    # A single wrong element of many hides in the norm: no element may be off by 100 times its share of the largest one.
+    # The norm hides a single wrong element among many: none may be off by 100 times the allowed error of the largest one.
     worst, largest = _worst(np.abs(error)), _worst(np.abs(expected))
     assert worst <= 100 * relative * largest + tiny, f"one element of the {what} is off by {worst:.3g} of {largest:.3g}"
 

@@ -75,6 +75,7 @@ def main() -> None:
     built_with = options.torch_built_with or info["torch"]
     assert info["torch_built_with"].startswith(built_with), f"{info['torch_built_with']}; expected {built_with}"
     check_loss(options.cpu == "yes", options.reason)
+    assert (Path(pspl_cuda.__file__).parent / "py.typed").is_file(), "type checkers ignore a package without py.typed"
     print("the installation is correct")
 
 

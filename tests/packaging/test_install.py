@@ -413,6 +413,20 @@ def test_build_without_kernels(tmp_path):
     assert "no C++ compiler was found" in record["_cuda"]["reason"]
 
 
+def test_package_is_typed():
+    """Type checkers read the annotations of an installed package only if it has this file (PEP 561)."""
+    assert (Path(pspl_cuda.__file__).parent / "py.typed").is_file()
+
+
+@NEEDS_SOURCES
+@NEEDS_SETUPTOOLS
+def test_typing_marker_is_installed(tmp_path):
+    folder = broken_tree(tmp_path)
+    code, printed = run_setup("build_py", "--build-lib", "lib", folder=folder)
+    assert code == 0, printed
+    assert (folder / "lib" / "pspl_cuda" / "py.typed").is_file()
+
+
 @NEEDS_SOURCES
 def test_version_is_in_one_place():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)

@@ -1,4 +1,4 @@
-"""What the CUDA kernels use, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
+"""The resources of the CUDA kernels, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
 architecture, and the instructions of a training step's inner loop.
 
     python tests/tools/cuda_resources.py
@@ -27,7 +27,7 @@ EMULATION = ROOT / "tests" / "cuda" / "emulation"
 BUILD = EMULATION / "build" / "nvcc"
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# torch's own flags, without torch on the include path: kernels know nothing of it.
+# torch's own flags, without torch on the include path: kernels do not use it.
 FLAGS = (
     "-std=c++17 -O3 -Werror all-warnings -Xptxas -v "
     "-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ "
@@ -35,7 +35,7 @@ FLAGS = (
 )
 PROCESSES = 2
 
-# The most instructions per output pixel, for sm_90, of the loop that STEADY_STATE's kernel spends its time in.
+# The most instructions per output pixel, for sm_90, of the inner loop of STEADY_STATE's kernel.
 STEADY_STATE = "strip_forward<float, float, 5, kUnit, kL1>"
 TARGET = 146
 
@@ -60,7 +60,7 @@ def _ninja() -> str:
 def compile_all(sources: list[Path] | None = None, folder: Path = BUILD) -> dict[str, Path]:
     """Compile every .cu file for every architecture, those that have changed, and return the objects by name.
 
-    The words of ptxas lie beside each object, in ``<name>.log``. Raises RuntimeError with nvcc's words if there are errors or
+    The output of ptxas is beside each object, in ``<name>.log``. Raises RuntimeError with nvcc's output if there are errors or
     warnings.
     """
     sources = sources or sorted((CSRC / "cuda").rglob("*.cu"))
@@ -88,7 +88,7 @@ def compile_all(sources: list[Path] | None = None, folder: Path = BUILD) -> dict
 
 
 class Resources(NamedTuple):
-    """What ptxas says of one kernel for one architecture; sizes in bytes."""
+    """Resources of one kernel for one architecture, from ptxas; sizes in bytes."""
 
     registers: int
     stack: int
@@ -126,7 +126,7 @@ _ENTRY = re.compile(
 
 
 def parse_log(log: str) -> dict[tuple[str, int], Resources]:
-    """``{(mangled name, architecture): Resources}`` from the words of ptxas."""
+    """``{(mangled name, architecture): Resources}`` from the output of ptxas."""
     return {
         (m["name"], int(m["arch"])): Resources(int(m["registers"]), int(m["stack"]), int(m["stores"]) + int(m["loads"]))
         for m in _ENTRY.finditer(log)
@@ -134,7 +134,7 @@ def parse_log(log: str) -> dict[tuple[str, int], Resources]:
 
 
 def resources() -> dict[str, dict[int, Resources]]:
-    """``{kernel: {architecture: Resources}}`` of all kernels, compiled if need be."""
+    """``{kernel: {architecture: Resources}}`` of all kernels, compiled if necessary."""
     table: dict[str, dict[int, Resources]] = {}
     for path in compile_all().values():
         for (mangled, architecture), cost in parse_log(path.with_suffix(".log").read_text()).items():
@@ -143,7 +143,7 @@ def resources() -> dict[str, dict[int, Resources]]:
 
 
 def shared_bytes() -> dict[str, int]:
-    """Dynamic shared memory of a block, by kernel without the arguments that do not matter to it."""
+    """Dynamic shared memory of a block, by kernel without the arguments that do not change it."""
     sizes = {
         f"strip_forward<{t}, {r}>": f"StripShared<StripTraits<{t}, {t}, {r}, Access::kGeneral, Work::kAll>>"
         for t in ("float", "double")
@@ -199,7 +199,7 @@ def _instructions(path: Path, kernel: str, architecture: int) -> list[tuple[int,
         mangled, body = function.split("\n", 1)
         if readable(mangled.strip()) == kernel:
             return [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
-    raise LookupError(f"{path.name} holds no {kernel}")
+    raise LookupError(f"{path.name} contains no {kernel}")
 
 
 def steady_state(architecture: int = 90) -> Counter:

@@ -33,7 +33,7 @@ from helpers.cases import numpy64
 HEADING = "## Tables"
 QUANTITIES = ("similarity", "loss", "gradient")
 PADDINGS = ("zeros", "reflect", "replicate")
-# Each with a kernel of its own, the smallest and a large one without.
+# All with a specialised kernel, the smallest and a large one without.
 WINDOW_SIZES = (1, 3, 5, 7, 9, 11, 13, 31)
 WINDOW_IMAGES = ("smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border", "2x300")
 NEAR = tuple(name for name in adversarial_images.IMAGES if name not in adversarial_images.FAR)
@@ -74,12 +74,12 @@ class Row:
 
     @property
     def official(self) -> bool:
-        """Whether this is one where the kernels are held against the formula, not against the budget."""
+        """Whether the kernels are compared with the formula instead of the budget."""
         return self.scale != dict(self.keywords).get("data_range", 1.0)
 
     @property
     def formula(self) -> bool:
-        """Whether the formula computes the same thing: it knows one window, one padding and the constants of 0..1."""
+        """Whether the formula supports these keywords: it has one window, one padding and the constants of 0..1."""
         return not self.keywords
 
 

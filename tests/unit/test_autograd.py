@@ -1,4 +1,4 @@
-"""Autograd, torch.compile and the operators: second derivatives, what is saved, what is recompiled."""
+"""Autograd and the operators: first and second derivatives, what is saved, modes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pspl_cuda
 from helpers import oracle, tolerances
+from helpers.cases import distinct_pair, leaf_copy
 from pspl_cuda import config as config_module
 from pspl_cuda.config import DEFAULTS, OUTPUTS, PADDINGS, check_config
 
 INF = math.inf
 DISTANCES = ["l1", "l2", "charbonnier"]
-
-
-def distinct_pair(shape=(1, 2, 6, 7), dtype=torch.float64, device="cpu", seed=0):
-    """Two images that differ by at least 0.05 everywhere, so that l1 is differentiable at them."""
-    generator = torch.Generator().manual_seed(seed)
-    hr = torch.rand(shape, generator=generator, dtype=torch.float64)
-    error = 0.05 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64)
-    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-    return (hr + sign * error).to(dtype).to(device), hr.to(dtype).to(device)
-
-
-def leaf_copy(tensor):
-    return tensor.detach().clone().requires_grad_()
 
 
 # ---------------------------------------------------------------- derivatives
@@ -84,6 +71,49 @@ def test_second_derivative(backend, distance, reduction):
     # l1 is straight: its second derivative by the images is zero. That of the others is not.
     assert np.any(actual[2]) == np.any(actual[3]) == (distance != "l1")
     assert np.any(actual[4])
+
+
+# How the two images hang together in one graph: (sr, hr) as functions of a leaf and a constant image.
+DEPENDENT = {
+    "sr of hr": lambda x, _: (0.5 * x + 0.1, x),
+    "hr of sr": lambda x, _: (x, 0.5 * x + 0.1),
+    "both of one": lambda x, _: (0.9 * x, 0.2 * x.square()),
+    "views of one": lambda x, _: (x, x.flip(-1)),
+    "hr of sr, detached": lambda x, y: (x + 0.1 * y, (0.5 * x).detach()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dependence", DEPENDENT)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_images_that_depend_on_each_other(backend, distance, dependence, dtype):
+    """A gradient penalty with sr = net(hr): create_graph changes no first derivative, and the second one is Eq. 10's with the map
+    as a constant. A path through the outer graph that is counted twice gives zero for a factor of 0.5."""
+    x, y = (image.to(dtype) for image in distinct_pair((1, 1, 12, 12), device=backend.device))
+    make = DEPENDENT[dependence]
+    sr, hr = make(x, y)
+    weight = torch.from_numpy(oracle.attention_map(*(i.cpu().double().numpy() for i in (sr, hr)), 1.0))
+    weight = weight.to(backend.device)
+
+    def expected_loss(a, b):
+        d = weight * (a - b).double()
+        return {"l1": d.abs(), "l2": d.square(), "charbonnier": (d.square() + 0.1**2).sqrt()}[distance].mean()
+
+    def derivatives(function):
+        leaf = leaf_copy(x)
+        loss = function(*make(leaf, y))
+        (plain,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        # Where l1's gradient is a constant it may say so by requiring no gradient.
+        penalty = 1e3 * first.square().sum() + 0 * leaf.sum()
+        (second,) = torch.autograd.grad(penalty, leaf)
+        return plain, first.detach(), second
+
+    got = derivatives(lambda a, b: backend.pspl_loss(a, b, 1.0, distance=distance, eps=0.1))
+    assert got[0].norm() > 1e-4
+    tolerance = {"rtol": 1e-10, "atol": 1e-14} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-7}
+    for actual, wanted in zip(got, derivatives(expected_loss), strict=True):
+        torch.testing.assert_close(actual, wanted, **tolerance)
 
 
 def test_gradient_penalty_in_float32(backend):
@@ -293,6 +323,19 @@ def _noticed(backward):
     return False
 
 
+def test_work_in_saved_memory_is_seen(fused):
+    """The gradient takes the saved gradient's memory: another graph that has saved this tensor must refuse to use it."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, fused.device)
+    for factor in (1.0, 3.0):
+        loss = fused.pspl_loss(leaf_copy(sr), hr, 1.0)
+        saved_gradient = loss.grad_fn.saved_tensors[0]
+        version = saved_gradient._version
+        other = (leaf_copy(hr) * saved_gradient).sum()
+        (factor * loss).backward()
+        assert saved_gradient._version > version
+        assert _noticed(other.backward)
+
+
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_change_after_forward_is_never_a_wrong_gradient(fused, distance):
     """Distances that may need an image again notice that it has changed, or did not need it."""
@@ -317,6 +360,14 @@ def test_step_tensor_may_change_after_forward(backend):
         step += 5
         loss.backward()
         assert torch.equal(a.grad, b.grad)
+
+
+def test_step_tensor_of_less_precision(backend):
+    """delta is not rounded to the dtype of a float32 step when the images are float64."""
+    sr, hr = distinct_pair(device=backend.device)
+    step = torch.tensor(1.5, device=backend.device)
+    got, wanted = (backend.pspl_loss(sr, hr, s, alpha=0.7, beta=0.3) for s in (step, 1.5))
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
@@ -367,153 +418,6 @@ def test_autocast_network(backend):
     tolerances.assert_loss(loss, expected)
     tolerances.assert_gradient(output.grad, expected.grad_sr, torch.float32)
     assert layer.weight.grad.abs().sum() > 0
-
-
-def test_checkpoint(backend):
-    """Activation checkpointing runs the forward pass again inside backward."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, backend.device)
-    a, b = leaf_copy(sr), leaf_copy(sr)
-    torch.utils.checkpoint.checkpoint(lambda x: backend.pspl_loss(x, hr, 1.0), a, use_reentrant=False).backward()
-    backend.pspl_loss(b, hr, 1.0).backward()
-    assert torch.equal(a.grad, b.grad)
-
-
-# ---------------------------------------------------------------- torch.compile
-
-
-@pytest.fixture
-def compiled():
-    """Compile a function with a counter of its graphs; everything before it is forgotten."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    yield lambda function: (torch.compile(function, fullgraph=True, backend=counter), counter)
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def traceable(backend):
-    """Backends that the compiler sees as the package's own."""
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
-    return backend
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compile(traceable, compiled, distance, reduction):
-    """fullgraph: no break. Loss, statistics and gradients are those of eager mode."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    kwargs = {"distance": distance, "reduction": reduction, "return_stats": True}
-    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs))
-    results = []
-    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs)):
-        a, b = leaf_copy(sr), leaf_copy(hr)
-        loss, stats = run(a, b)
-        results.append((loss.detach(), *stats[:4], *torch.autograd.grad(loss.sum() * 3, (a, b))))
-    assert counter.frame_count == 1
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-8)
-
-
-def test_compile_maps(traceable, compiled):
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    function, counter = compiled(
-        lambda a, b: (traceable.similarity_map(a, b), traceable.attention_map(a, b, 1.0, gamma=3.0))
-    )
-    m_s, m_a = function(sr, hr)
-    assert counter.frame_count == 1
-    torch.testing.assert_close(m_s, traceable.similarity_map(sr, hr), rtol=0, atol=1e-6)
-    torch.testing.assert_close(m_a, traceable.attention_map(sr, hr, 1.0, gamma=3.0), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("where", ["cpu", "device"])
-def test_compile_with_a_step_tensor(traceable, compiled, where):
-    """As the schedule advances, nothing is compiled again."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
-    a = leaf_copy(sr)
-    for value in (0.5, 0.6, 0.7, 2.0, 0.0):
-        step = torch.tensor(value, device=traceable.device if where == "device" else "cpu")
-        loss = function(a, hr, step)
-        loss.backward()
-        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
-    assert counter.frame_count == 1
-
-
-def test_compile_with_a_step_number(traceable, compiled):
-    """A number is compiled in at first, and becomes a symbol when it changes: two graphs for a whole training."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
-    a = leaf_copy(sr)
-    for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
-        loss = function(a, hr, value)
-        loss.backward()
-        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
-    assert counter.frame_count <= 2
-
-
-def test_compile_with_changing_shapes(traceable, compiled):
-    """Validation images have many sizes: one more graph, with symbolic sizes."""
-    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
-    for height, width in ((9, 10), (12, 17), (20, 33), (31, 16)):
-        sr, hr = distinct_pair((1, 2, height, width), torch.float32, traceable.device)
-        torch.testing.assert_close(
-            function(sr, hr), traceable.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
-        )
-    assert counter.frame_count <= 2
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
-    """The fake kernels promise the dtypes and strides that the real ones deliver."""
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
-    hr = hr.float().to(memory_format=layout)
-    function, _ = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier"))
-    results = []
-    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier")):
-        a, b = leaf_copy(sr.to(memory_format=torch.channels_last)), leaf_copy(hr)
-        results.append(torch.autograd.grad(run(a, b), (a, b)))
-    for got, wanted in zip(*results, strict=True):
-        assert got.dtype == wanted.dtype
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_compile_with_inductor(traceable, distance):
-    """The default compiler checks at run time that strides are what the fake kernels said."""
-    if not traceable.fused:
-        pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
-    torch._dynamo.reset()
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
-    sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
-
-    def run(a, b):
-        return traceable.pspl_loss(a * 0.9, b, 1.0, distance=distance)
-
-    results = []
-    for function in (run, torch.compile(run, fullgraph=True)):
-        a, b = leaf_copy(sr), leaf_copy(hr)
-        loss = function(a, b)
-        results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=5e-3, atol=1e-6)
-
-
-def test_compile_a_training_step(traceable, compiled):
-    """Network and loss in one graph, under no_grad targets, several iterations."""
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, traceable.device)
-    torch.manual_seed(0)
-    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(traceable.device)
-    function, counter = compiled(lambda x, y, step: traceable.pspl_loss(layer(x), y, step))
-    for i in range(3):
-        step = torch.tensor(float(i + 1), device=traceable.device)
-        layer.zero_grad()
-        function(sr, hr, step).backward()
-        got = layer.weight.grad.clone()
-        layer.zero_grad()
-        traceable.pspl_loss(layer(sr), hr, step).backward()
-        torch.testing.assert_close(got, layer.weight.grad, rtol=1e-4, atol=1e-7)
-    assert counter.frame_count == 1
 
 
 # ---------------------------------------------------------------- operators

@@ -9,6 +9,9 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import pspl_cuda
 from helpers.unusual_tensors import Subclass, nested, quantized, quietly
@@ -102,6 +105,9 @@ BAD_KEYWORDS = [
     ("data_range", 1e30, ValueError, ["k1 * data_range", "1e+28", "float32"]),
     ("k2", 1e-25, ValueError, ["k2 * data_range", "1e-25", "float32"]),
     ("eps", 1e-25, ValueError, ["eps", "1e-25", "float32"]),
+    # So would the numbers themselves.
+    *((name, value, ValueError, [str(value), "float32"]) for name in NOT_NEGATIVE for value in (1e39, 1e-300)),
+    *(("mu", value, ValueError, [str(value), "float32"]) for value in (1e39, -1e39, 1e-300)),
 ]  # fmt: skip
 
 MAP_KEYWORDS = {
@@ -225,6 +231,30 @@ def test_forward_mode_of_the_reference_is_its_gradient(distance):
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf), leaf)
     assert slope.item() == pytest.approx((gradient * along).sum().item(), rel=1e-12)
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """One process that is a cluster of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_distributed_tensors(backend, mesh):
+    """Not torch's own words about mixing tensors."""
+    x = torch.rand(2, 3, 8, 8)
+    sharded = distribute_tensor(x, mesh, [Shard(0)])
+    step = distribute_tensor(torch.tensor(1.0), mesh)
+    for sr, hr, name in ((sharded, sharded, "sr"), (sharded, x, "sr"), (x, sharded, "hr")):
+        fragments = [f"{name} is a DTensor", f"{name}.to_local()", f"{name}.full_tensor()"]
+        refused(TypeError, fragments, backend.pspl_loss, sr, hr, 1.0)
+        refused(TypeError, fragments, backend.similarity_map, sr, hr)
+        refused(TypeError, fragments, backend.attention_map, sr, hr, 1.0)
+        refused(TypeError, fragments, PSPLLoss(), sr, hr)
+    refused(TypeError, ["step is a DTensor", "step.full_tensor()"], backend.pspl_loss, x, x, step)
+    refused(TypeError, ["step is a DTensor"], backend.attention_map, x, x, step)
+    assert torch.equal(backend.pspl_loss(sharded.to_local(), x, step.to_local()), backend.pspl_loss(x, x, 1.0))
 
 
 LOOKS_ODD = {
@@ -356,6 +386,15 @@ def test_auto_falls_back_on_a_device_without_kernels(forgetful):
         loss = pspl_cuda.pspl_loss(x, x, 1.0)
     assert loss.shape == ()
     assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_fallback_warning_is_made_of_sentences(forgetful, device):
+    forgetful.setitem(_library._reasons, "cpu", _library._load("_missing"))
+    with pytest.warns(UserWarning, match="correct but slow") as caught:
+        pspl_cuda.similarity_map(image().to(device), image().to(device))
+    sentences = str(caught[0].message)
+    assert re.search(r'\.\s+Pass backend="reference" to silence this warning\.$', sentences), sentences
 
 
 def test_reference_by_name_is_silent(forgetful):

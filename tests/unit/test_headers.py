@@ -1,9 +1,10 @@
 """Every header of csrc parses by itself: it includes what it uses and opens its own namespace, so editors, clangd and clang-tidy
-understand it.
+understand it. Device-only code is in one file.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ CSRC = ROOT / "csrc"
 
 SHARED = sorted(CSRC.glob("pspl_*.h"))
 CPU = sorted(CSRC.glob("cpu/*.h"))
+CUDA = sorted([*CSRC.glob("cuda/*.h"), *CSRC.glob("cuda/*.cuh")])
+PRIMITIVES = CSRC / "cuda" / "primitives.cuh"
+EMULATION = ROOT / "tests" / "cuda" / "emulation"
 pytestmark = pytest.mark.skipif(not CSRC.exists(), reason="needs the source tree")
 
 INSTRUCTION_SETS = {
@@ -56,6 +60,46 @@ def test_cpu_header_parses_alone(header, isa):
 def test_cpu_header_needs_no_macros(header):
     result = parse(header)
     assert result.returncode == 0, result.stderr
+
+
+def parse_cuda(header: Path) -> subprocess.CompletedProcess:
+    """g++ with the emulation's declarations of CUDA."""
+    shim = ("-include", f"{EMULATION}/cuda_shim.h", "-isystem", f"{EMULATION}/toolkit")
+    return parse(header, "-std=c++20", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers", *shim)
+
+
+@pytest.mark.parametrize("header", CUDA, ids=lambda header: header.name)
+def test_cuda_header_parses_alone(header):
+    result = parse_cuda(header)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_cuda_header_that_lacks_an_include_is_found(tmp_path):
+    for folder in ("cuda", "."):
+        for file in [*(CSRC / folder).glob("*.h"), *(CSRC / folder).glob("*.cuh")]:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / folder)
+    header = tmp_path / "cuda" / "reduce.cuh"
+    header.write_text(header.read_text().replace('#include "primitives.cuh"\n', ""))
+    assert "kWarps" in parse_cuda(header).stderr
+
+
+def device_code(text: str) -> list[str]:
+    """The inline assembly and the architecture tests of a C++ file."""
+    without_comments = re.sub(r"//.*|/\*.*?\*/", "", text)
+    return re.findall(r"\b(?:__)?asm(?:__)?\b|\b__CUDA_ARCH\w*", without_comments)
+
+
+def test_device_code_is_in_one_file():
+    """Another architecture needs changes in primitives.cuh only."""
+    files = [file for file in CSRC.rglob("*") if file.suffix in (".h", ".cuh", ".cu", ".cpp")]
+    assert [file.name for file in files if device_code(file.read_text())] == [PRIMITIVES.name]
+
+
+@pytest.mark.parametrize("planted", ['asm volatile("bar.sync 0;");', '__asm__("");', "#if __CUDA_ARCH__ >= 900"])
+def test_device_code_is_found(planted):
+    assert device_code(f"// no asm here\nvoid f() {{\n{planted}\n}}")
+    assert not device_code(f"// {planted}")
 
 
 def test_a_header_that_lacks_an_include_is_found(tmp_path):

@@ -182,7 +182,7 @@ def test_family_resume(family, batch, caplog):
     resumed = make(calls_per_iteration=2)
     with caplog.at_level(logging.INFO):
         resumed.resume_training(state)
-    assert "goes on after iteration 2" in caplog.text
+    assert "continues after iteration 2" in caplog.text
     assert loss_of(resumed).iteration == 2
     resumed.optimize_parameters(*batch)
     assert loss_of(resumed).iteration == 3
@@ -216,7 +216,7 @@ def test_family_plugin_imported_by_a_half_imported_framework(family, monkeypatch
     path, _ = module.PSPLLoss.model_class
     monkeypatch.delitem(sys.modules, path)
     importlib.reload(module)
-    with pytest.warns(UserWarning, match="can't follow a resumed training.*start_iteration"):
+    with pytest.warns(UserWarning, match="can't restore its iteration when training resumes.*start_iteration"):
         model = make()
     model.optimize_parameters(*batch)
     assert loss_of(model).iteration == 1
@@ -522,7 +522,7 @@ def test_lightning_without_a_loss(plugin):
     module = plugin("lightning", stubs.lightning())
     user = StubModule()
     del user.criterion
-    with pytest.raises(ValueError, match="StubModule holds no PSPLLoss; expected one as an attribute"):
+    with pytest.raises(ValueError, match="StubModule contains no PSPLLoss; expected one as an attribute"):
         stubs.LightningTrainer([module.PSPLSchedule()]).fit(user, 1, 1)
     for bad, kind in ((0, ValueError), (1.5, TypeError)):
         with pytest.raises(kind, match="optimizer_steps_per_iteration"):

@@ -7,12 +7,14 @@ import inspect
 import io
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
@@ -123,12 +125,37 @@ def test_given_step_leaves_the_count_alone(pair, step):
     assert loss.iteration == 1
 
 
-def test_failed_call(pair):
-    """A bad batch that is skipped by the loop raises every time."""
-    loss = PSPLLoss()
-    for _ in range(2):
-        with pytest.raises(ValueError, match="same shape"):
-            loss(pair[0], pair[1][:1])
+BAD_CALLS = {
+    "shapes": lambda loss, sr, hr: loss(sr, hr[:1]),
+    "dtype": lambda loss, sr, hr: loss(sr, hr.int()),
+    "not a tensor": lambda loss, sr, hr: loss(sr, None),
+    "lists": lambda loss, sr, hr: loss([sr], [hr, hr]),
+    "the second output": lambda loss, sr, hr: loss([sr, sr], [hr, hr[:1]]),
+    "backend": lambda loss, sr, hr: _with(loss, "backend", "gpu")(sr, hr),
+}
+
+
+def _with(loss, name, value):
+    loss = copy.copy(loss)
+    loss._calls = loss._calls[:]  # the same memory
+    setattr(loss, name, value)
+    return loss
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 3])
+@pytest.mark.parametrize("bad", BAD_CALLS)
+def test_a_refused_call_does_not_count(pair, bad, calls_per_iteration):
+    """A bad batch that is skipped by the loop, also in the middle of an iteration."""
+    loss = PSPLLoss(iterations_per_step=2, calls_per_iteration=calls_per_iteration)
+    loss(*pair)
+    for _ in range(5):
+        with pytest.raises((TypeError, ValueError)):
+            BAD_CALLS[bad](loss, *pair)
+    assert loss.iteration == 1
+    for call in range(1, 2 * calls_per_iteration):
+        value = loss(*pair)
+        assert loss.iteration == 1 + call // calls_per_iteration
+        assert torch.equal(value, reference(*pair, loss.iteration / 2))
 
 
 def test_never_reads_the_images(pair, monkeypatch):
@@ -177,6 +204,74 @@ def test_counting_in_inference_mode(pair):
     other.load_state_dict(_saved(state))
     other(*pair)
     assert other.iteration == 3
+
+
+def _in_fake_mode(loss, pair):
+    with FakeTensorMode() as mode:
+        loss(*(mode.from_tensor(image) for image in pair))
+
+
+def _state_in_fake_mode(loss, pair):
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(image) for image in pair]
+        state = loss.state_dict()
+        loss(*fake)
+        loss.load_state_dict(state)
+        loss.iteration += 1
+
+
+def _export(loss, pair):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.export(loss, pair, strict=False)
+
+
+MODES = {
+    "FakeTensorMode": _in_fake_mode,
+    "state_dict in FakeTensorMode": _state_in_fake_mode,
+    "inference_mode": lambda loss, pair: torch.inference_mode()(loss)(*pair),
+    "torch.func.grad": lambda loss, pair: torch.func.grad(lambda a: loss(a, pair[1]))(pair[0]),
+    "torch.func.jvp": lambda loss, pair: torch.func.jvp(lambda a: loss(a, pair[1]), pair[:1], pair[1:]),
+    "torch.func.vmap": lambda loss, pair: torch.func.vmap(loss)(*pair),
+    "make_fx": lambda loss, pair: make_fx(loss, tracing_mode="fake")(*pair),
+    "export": _export,
+    "autocast": lambda loss, pair: torch.autocast("cpu", dtype=torch.bfloat16)(loss)(*pair),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_count_after_ambient_modes(pair, mode):
+    """The count is a plain number whatever surrounded a call: it has advanced by one or not at all, and all that is done to a
+    module afterwards works. (The reference, which every mode can trace.)"""
+    loss = PSPLLoss(start_iteration=5, iterations_per_step=1, backend="reference")
+    MODES[mode](loss, pair)
+    count = loss.iteration
+    assert type(count) is int
+    assert count in (5, 6)
+    assert type(loss._calls) is torch.Tensor
+    assert not loss._calls.is_inference()
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), PSPLLoss(iterations_per_step=1)):
+        twin.load_state_dict(_saved(loss.state_dict()))
+        value = twin(pair[0].clone().requires_grad_(), pair[1])
+        value.backward()
+        assert torch.equal(value, PSPLLoss(backend=twin.backend)(*pair, step=count + 1.0))
+        assert twin.iteration == count + 1
+    assert loss.iteration == count
+
+
+@pytest.mark.parametrize("mode", ["FakeTensorMode", "torch.func.grad", "inference_mode"])
+def test_compile_after_ambient_modes(pair, mode):
+    """After FakeTensorMode and deepcopy, compiled code once wrote to memory that was not there."""
+    loss = PSPLLoss(start_iteration=5, backend="reference")
+    MODES[mode](loss, pair)
+    count = loss.iteration
+    twin = copy.deepcopy(loss)
+    torch._dynamo.reset()
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    for call in (1, 2):
+        compiled(*pair)
+        assert twin.iteration == count + call
+    torch._dynamo.reset()
 
 
 # ---------------------------------------------------------------- what it computes
@@ -374,12 +469,53 @@ def test_state_dict_survives_what_frameworks_do():
     assert other.iteration == 5
 
 
-@pytest.mark.parametrize("state", [torch.tensor(-1), torch.tensor([1, 2]), "text", None, {"calls": 1}], ids=str)
+BROKEN_STATES = [
+    *("text", None, 5, [5, 1, 1], {"calls": 1}),
+    *(
+        torch.tensor(x)
+        for x in (-1, 2**60, 1.5, 2.0, math.nan, math.inf, True, 1j, [], [1, 2], [5, 1, 2, 3], [[5, 1], [1, 1]])
+    ),
+    # Of a count, iterations and calls that contradict each other.
+    *(torch.tensor(x) for x in ([-1, 0, 1], [5, -1, 1], [5, 7, 2], [5, 0, 2], [5, 1, 0], [0, 3, 4], [2.0, 1.0, 1.0])),
+    *(torch.full((3,), math.nan), torch.tensor(3, device="meta")),
+]
+
+
+@pytest.mark.parametrize("state", BROKEN_STATES, ids=lambda state: str(state).replace("\n", ""))
 def test_broken_state_is_refused(state):
     loss = PSPLLoss(start_iteration=3)
-    with pytest.raises((RuntimeError, TypeError, ValueError)):
+    with pytest.raises(ValueError, match=r"saved.* is .*expected .*\.$|iteration is -1; expected .*\.$"):
         loss.load_state_dict({"_extra_state": state})
     assert loss.iteration == 3
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("saved_with", "loaded_with"), [(4, 1), (1, 4), (4, 4), (3, 2)])
+def test_resume_with_another_number_of_calls(pair, saved_with, loaded_with, calls):
+    """Iterations are what is saved. With the same number of calls, the place in the iteration too."""
+    loss = PSPLLoss(calls_per_iteration=saved_with, start_iteration=1000)
+    for _ in range(calls):
+        loss(*pair)
+    resumed = PSPLLoss(calls_per_iteration=loaded_with, start_iteration=7)
+    resumed.load_state_dict(_saved(loss.state_dict()))
+    assert resumed.iteration == loss.iteration == 1000 + -(-calls // saved_with)
+    for other in (loss, resumed):
+        other(*pair)
+    begins = calls % saved_with == 0 if saved_with == loaded_with else True
+    assert resumed.iteration == 1000 + -(-calls // saved_with) + begins
+    if saved_with == loaded_with:
+        assert resumed.iteration == loss.iteration
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 4])
+def test_checkpoint_of_version_0_1(pair, calls_per_iteration):
+    """It holds the number of calls, as a 0-dim tensor, and still means them."""
+    loss = PSPLLoss(calls_per_iteration=calls_per_iteration)
+    loss.load_state_dict(_saved({"_extra_state": torch.tensor(4002)}))
+    assert loss.iteration == -(-4002 // calls_per_iteration)
+    for _ in range(3):
+        loss(*pair)
+    assert loss.iteration == -(-4005 // calls_per_iteration)
 
 
 @pytest.mark.parametrize("cast", ["half", "double", "bfloat16", "float", "cpu"])
@@ -522,6 +658,81 @@ def test_bad_keywords(keywords, kind, fragments):
         PSPLLoss(**keywords)
     for fragment in [*fragments, "expected"]:
         assert fragment in str(caught.value)
+
+
+ASSIGNED = {
+    **{
+        "alpha": 0.5,
+        "beta": 0.3,
+        "gamma": 3.0,
+        "mu": -0.5,
+        "distance": "charbonnier",
+        "data_range": 2.0,
+        "window_size": 7,
+    },
+    **{
+        "sigma": 1.0,
+        "k1": 0.02,
+        "k2": 0.05,
+        "padding": "reflect",
+        "eps": 0.05,
+        "reduction": "sum",
+        "backend": "reference",
+    },
+    **{"loss_weight": 0.5, "return_stats": True, "iterations_per_step": 500, "calls_per_iteration": 2},
+}
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_assignment_takes_effect(pair, name):
+    """As if it had been given at construction; the iteration stays."""
+    common = {} if name == "distance" else {"distance": "charbonnier", "gamma": 1.5}
+    loss = PSPLLoss(start_iteration=1000, **common)
+    loss(*pair)
+    setattr(loss, name, ASSIGNED[name])
+    assert getattr(loss, name) == ASSIGNED[name]
+    assert loss.iteration == 1001
+    constructed = PSPLLoss(start_iteration=1001, **{**common, name: ASSIGNED[name]})
+    for _ in range(3):
+        values = [criterion(*pair) for criterion in (loss, constructed)]
+        got, wanted = (value[0] if name == "return_stats" else value for value in values)
+        assert torch.equal(got, wanted)
+        assert loss.iteration == constructed.iteration
+    assert repr(loss) == repr(constructed)
+    assert copy.deepcopy(loss).config == pickle.loads(pickle.dumps(loss)).config == constructed.config
+
+
+def test_assignment_under_compile(pair):
+    """A weight that changes during training compiles again; it is not ignored."""
+    torch._dynamo.reset()
+    loss = PSPLLoss(start_iteration=1000)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    values = []
+    for gamma in (1.0, 2.0):
+        loss.gamma = gamma
+        values.append(compiled(*pair, step=1.0))
+    torch.testing.assert_close(values[1], 2 * values[0], rtol=1e-6, atol=0)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gamma", -1),
+        ("gamma", "1"),
+        ("reduction", "avg"),
+        ("window_size", 4),
+        ("distance", None),
+        ("calls_per_iteration", 0),
+    ],
+)
+def test_bad_assignment_is_refused(name, value):
+    """With the sentence of the constructor, and without effect."""
+    loss = PSPLLoss(start_iteration=3)
+    before = getattr(loss, name), repr(loss)
+    with pytest.raises((TypeError, ValueError), match=f"{name} is .*; expected"):
+        setattr(loss, name, value)
+    assert (getattr(loss, name), repr(loss)) == before
 
 
 def test_bad_assignments():

@@ -169,9 +169,16 @@ def _load_autograd():
 _autograd = _load_autograd()
 
 
+def _config(keywords):
+    unknown = keywords.keys() - DEFAULTS._asdict().keys()
+    if unknown:
+        raise TypeError(f"unexpected keywords {sorted(unknown)}")
+    return check_config(DEFAULTS._replace(**keywords))
+
+
 def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
     """pspl_cuda.pspl_loss by the emulated kernels."""
-    config = check_config(DEFAULTS._replace(**keywords))
+    config = _config(keywords)
     check_images(sr, hr)
     step = check_step(step, sr.device)
     loss, stats = _autograd.loss(sr, hr, step, config, check_flag("return_stats", return_stats))
@@ -181,7 +188,7 @@ def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
 @torch.no_grad()
 def similarity_map(sr, hr, **keywords):
     """pspl_cuda.similarity_map by the emulated kernel."""
-    config = check_config(DEFAULTS._replace(**keywords))
+    config = _config(keywords)
     check_images(sr, hr)
     return _autograd.similarity_map(sr, hr, config)
 
@@ -189,6 +196,6 @@ def similarity_map(sr, hr, **keywords):
 @torch.no_grad()
 def attention_map(sr, hr, step, **keywords):
     """pspl_cuda.attention_map by the emulated kernel."""
-    config = check_config(DEFAULTS._replace(**keywords))
+    config = _config(keywords)
     check_images(sr, hr)
     return _autograd.attention_map(sr, hr, check_step(step, sr.device), config)

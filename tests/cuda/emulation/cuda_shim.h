@@ -108,8 +108,6 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
   return old;
 }
 
-inline float __saturatef(float x) { return x >= 1 ? 1.0f : x > 0 ? x : 0.0f; }  // NaN becomes 0
-
 template <typename T>
 T __ldcg(const T* address) {
   return *address;

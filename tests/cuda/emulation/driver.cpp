@@ -129,21 +129,55 @@ void expect_numbers(const void* data, DType dtype, int64_t count) {
   }
 }
 
+// The bits of an element, as a number.
+uint64_t bits_at(const void* data, DType dtype, int64_t i) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, static_cast<const unsigned char*>(data) + i * bytes_of(dtype), bytes_of(dtype));
+  return bits;
+}
+
+void store(void* data, DType dtype, double value) {
+  if (dtype == DType::kFloat64) *static_cast<double*>(data) = value;
+  if (dtype == DType::kFloat32) *static_cast<float*>(data) = static_cast<float>(value);
+  if (dtype == DType::kFloat16) *static_cast<__half*>(data) = __double2half(value);
+  if (dtype == DType::kBFloat16) *static_cast<__nv_bfloat16*>(data) = __double2bfloat16(value);
+}
+
+// Each element is factor * grad_output * saved_gradient, formed in T and rounded once.
+template <typename T>
+void expect_product(const void* gradient, DType dtype, const void* saved, DType saved_dtype, T product, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t expected = 0;
+    const T value = static_cast<T>(number_at(saved, saved_dtype, i)) * product;
+    store(&expected, dtype, value);
+    if (bits_at(gradient, dtype, i) != expected) fail("gradient is not the product at " + std::to_string(i));
+  }
+}
+
 // Out of place and in place, also from an element that no packet is aligned to.
 template <typename T>
 void backward(const ForwardParams<T>& p, DType dtype, int multiprocessors) {
   const int64_t count = p.numel();
-  const auto grad_output = std::make_unique<T>(T(0.5));
   const DType saved = p.gradient.dtype;
+  const std::vector<DType> dtypes = saved == DType::kFloat32 && sizeof(T) == 4
+                                        ? std::vector<DType>{saved, DType::kFloat16, DType::kBFloat16}
+                                        : std::vector<DType>{saved, dtype};
   for (int64_t offset = 0; offset < std::min<int64_t>(2, count); ++offset) {
-    const Memory gradient((count - offset) * bytes_of(dtype));
     auto* const from = static_cast<unsigned char*>(p.gradient.data) + offset * bytes_of(saved);
-    check(cuda::backward<T>({from, saved, grad_output.get(), T(1), gradient.data, dtype, count - offset},
-                            multiprocessors, nullptr));
-    expect_numbers(gradient.data, dtype, count - offset);
-    check(cuda::backward<T>({from, saved, grad_output.get(), T(1), from, saved, count - offset}, multiprocessors,
-                            nullptr));
-    expect_numbers(from, saved, count - offset);
+    for (const T grad_output : {T(1), T(0.75)}) {
+      const auto scalar = std::make_unique<T>(grad_output);
+      for (const DType out : dtypes) {
+        const Memory gradient((count - offset) * bytes_of(out));
+        check(cuda::backward<T>({from, saved, scalar.get(), T(-0.5), gradient.data, out, count - offset},
+                                multiprocessors, nullptr));
+        expect_product<T>(gradient.data, out, from, saved, grad_output * T(-0.5), count - offset);
+      }
+      const Memory in_place((count - offset) * bytes_of(saved));
+      std::memcpy(in_place.data, from, (count - offset) * bytes_of(saved));
+      check(cuda::backward<T>({in_place.data, saved, scalar.get(), T(1), in_place.data, saved, count - offset},
+                              multiprocessors, nullptr));
+      expect_product<T>(in_place.data, saved, from, saved, grad_output, count - offset);
+    }
   }
 }
 

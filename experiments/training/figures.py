@@ -1,0 +1,147 @@
+"""Convergence, attention over the run, and close-ups: the paper's Fig. 4, 3 and 5 for our runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pspl_cuda import attention_map
+
+from .data import Pair
+from .files import atomic
+from .images import as_result, network_input
+
+COLOURS = ("#1f5fa8", "#d9730d", "#2e8b57", "#7b3fa0", "#a02c2c", "#555555", "#b8860b", "#008b8b")
+GREY = "0.6"
+CLOSE_UP = 48  # HR pixels
+FEW = 30  # so many points of a curve are shown as points
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PNG, whole or not at all."""
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, colour: str, label: str) -> None:
+    """The mean of ``lines [seeds, points]``, and their range."""
+    axis.fill_between(x, lines.min(0), lines.max(0), color=colour, alpha=0.15, linewidth=0)
+    axis.plot(
+        x,
+        lines.mean(0),
+        color=colour,
+        linewidth=1.8,
+        marker="o" if len(x) <= FEW else None,
+        markersize=3.5,
+        label=label,
+    )
+
+
+def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: float, title: str, path: Path) -> None:
+    """PSNR against iterations, and its difference from the first arm: mean over the seeds, their range shaded.
+
+    Args:
+        iterations: ``[points]``, the same for all.
+        psnr: ``[seeds, points]`` of each arm; the first is compared with.
+        baseline: PSNR of bicubic on the same images.
+        title: of the figure.
+        path: of the PNG.
+    """
+    plain = next(iter(psnr))
+    figure = Figure(figsize=(14, 4.8) if len(psnr) > 1 else (7.2, 4.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, 2 if len(psnr) > 1 else 1, squeeze=False)[0]
+    for colour, (arm, lines) in zip(COLOURS, psnr.items(), strict=False):
+        _band(axes[0], iterations, lines, colour, arm)
+        if arm != plain:
+            _band(axes[1], iterations, lines - psnr[plain], colour, f"{arm} - {plain}")
+    axes[0].axhline(baseline, color=GREY, linestyle="--", label="bicubic")
+    axes[0].set_ylabel("PSNR in dB, on the luma")
+    # The first points of all arms lie far below what matters.
+    ends = [lines[:, -1].mean() for lines in psnr.values()]
+    axes[0].set_ylim(min(min(ends), baseline) - 1.5, max(max(lines.max() for lines in psnr.values()), baseline) + 0.15)
+    for axis in axes[1:]:
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_ylabel(f"difference from {plain} in dB, linear within ±0.2")
+        axis.set_yscale("symlog", linthresh=0.2)
+        ticks = [-5, -2, -1, -0.5, -0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5]
+        low, high = axis.get_ylim()
+        axis.set_yticks([t for t in ticks if low <= t <= high], labels=[f"{t:+g}" for t in ticks if low <= t <= high])
+    for axis in axes:
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def attention(snapshots: list[dict], probe: Pair, title: str, path: Path) -> None:
+    """How attention changes: its curve at each step, and its map on a validation image as it was trained (Fig. 3).
+
+    Args:
+        snapshots: ``{"iteration", "step", "sr"}`` each, of one arm.
+        probe: the image that ``sr`` belongs to.
+        title: of the figure.
+        path: of the PNG.
+    """
+    columns = len(snapshots) + 1
+    hr = network_input(probe.hr, snapshots[0]["sr"].shape[1])
+    figure = Figure(figsize=(4.4 + 1.9 * columns, 4.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subfigures(1, 2, width_ratios=(4.4, 1.9 * columns))
+    axes = left.subplots()
+    grid = right.subplots(2, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    _show(grid[0, 0], hr)
+    grid[0, 0].set_title("HR", fontsize=9)
+    similarity = torch.linspace(-1, 1, 201)
+    for index, (snapshot, column) in enumerate(zip(snapshots, grid.T[1:], strict=True)):
+        step = snapshot["step"]
+        curve = 2 * torch.exp(-(((similarity + 1) / step) ** 2))
+        shade = (0.12, 0.37, 0.66, 0.25 + 0.75 * (index + 1) / len(snapshots))
+        axes.plot(similarity, curve, color=shade, label=f"{step:.3g}")
+        sr = snapshot["sr"].float()
+        weight = attention_map(sr, hr, step)
+        _show(column[0], sr)
+        column[0].set_title(f"iteration {snapshot['iteration']}", fontsize=9)
+        drawn = column[1].imshow(weight[0].mean(0).numpy(), cmap="inferno", vmin=0, vmax=2)
+        column[1].set_title(f"step {step:.3g}, mean {weight.mean():.2f}", fontsize=9)
+    axes.set_xlabel("similarity")
+    axes.set_ylabel("attention")
+    axes.grid(alpha=0.3)
+    axes.legend(title="step", fontsize=8)
+    right.colorbar(drawn, ax=grid[1, 0], location="left", label="attention", fraction=0.5)
+    save(figure, path)
+
+
+def _show(axis: Axes, image: torch.Tensor) -> None:
+    pixels = image[0].float().clamp(0, 1).permute(1, 2, 0).numpy()
+    axis.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+
+
+def close_up(pair: Pair, results: dict[str, np.ndarray], scale: int) -> Figure:
+    """The most detailed part of the HR image, beside that of each result (Fig. 5)."""
+    size = min(CLOSE_UP, *pair.hr.shape[:2])
+    y = as_result(pair.hr).y.astype(np.float64)
+    windows = [
+        (y[top : top + size, left : left + size].std(), top, left)
+        for top in range(0, y.shape[0] - size + 1, size // 2)
+        for left in range(0, y.shape[1] - size + 1, size // 2)
+    ]
+    _, top, left = max(windows)
+    shown = {"HR": pair.hr, **results}
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.3 * columns, 2.5 * rows + 0.3), layout="constrained")
+    figure.suptitle(f"{pair.name}, x{scale}: {size} x {size} pixels", fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for axis, (name, image) in zip(grid.flat, shown.items(), strict=False):
+        axis.imshow(image[top : top + size, left : left + size], interpolation="nearest")
+        axis.set_title(name, fontsize=8)
+    return figure

@@ -1,0 +1,155 @@
+"""One image at a time: read it, take its luma, super-resolve it, and measure the result as the field does."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from skimage.color import rgb2ycbcr, ycbcr2rgb
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+
+from networks import bicubic
+
+from .losses import final
+
+SSIM_WINDOW = 11
+
+
+class ImageError(Exception):
+    """A sentence that names a file which is no image to use."""
+
+
+def read(path: Path) -> np.ndarray:
+    """The image as uint8 RGB ``[H, W, 3]``; greyscale becomes grey RGB, transparency is dropped.
+
+    Raises:
+        ImageError: the file isn't an 8-bit image that can be decoded to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ImageError(f"{path} has more than 8 bits per channel (mode {image.mode}); expected 8-bit images.")
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ImageError(f"{path} can't be read as an image; remove it from the folder or replace it.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path} can't be read as an image ({error}); remove it or replace it.") from None
+
+
+def write(image: np.ndarray, path: Path) -> None:
+    """uint8 ``[H, W, 3]`` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """``[H, W, C]``, 0..255 -> float32 ``[1, C, H, W]``, 0..1."""
+    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous()
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """float ``[1, C, H, W]``, 0..1 -> uint8 ``[H, W, C]``, rounded."""
+    return (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def shrink(image: np.ndarray, scale: int) -> np.ndarray:
+    """LR of an uint8 image whose sides are multiples of ``scale``: antialiased bicubic, rounded to uint8."""
+    return to_bytes(bicubic.shrink(to_tensor(image), scale))
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """Y of BT.601, 16..235, of uint8 RGB ``[..., H, W, 3]``: float64 ``[..., H, W, 1]``."""
+    return rgb2ycbcr(image)[..., :1]
+
+
+@dataclasses.dataclass
+class Result:
+    """A super-resolved image: ``y``, its luma, uint8 ``[H, W]``; ``rgb`` uint8 ``[H, W, 3]``, made when asked for."""
+
+    y: np.ndarray
+    make_rgb: Callable[[], np.ndarray]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        return self.make_rgb()
+
+
+def as_result(rgb: np.ndarray) -> Result:
+    """The luma of uint8 RGB, rounded to uint8 as MATLAB's rgb2ycbcr does."""
+    return Result(luma(rgb)[..., 0].round().astype(np.uint8), lambda: rgb)
+
+
+def network_input(lr: np.ndarray, channels: int) -> torch.Tensor:
+    """What a network of 1 (luma) or 3 (RGB) channels takes of uint8 RGB."""
+    return to_tensor(luma(lr) if channels == 1 else lr)
+
+
+def enhanced(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The full-size output for ``image``, in eval mode and without gradient."""
+    weight = next(network.parameters())
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    image = image.to(weight.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    training = network.training
+    network.eval()
+    with torch.inference_mode():
+        sr = final(network(image))
+    network.train(training)
+    return sr.float()
+
+
+def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
+    """Enlarge uint8 RGB ``[h, w, 3]``. A network for luma gets the colours by bicubic, as its paper does."""
+    sr = enhanced(network, network_input(lr, network.channels))
+    if network.channels == 3:
+        return as_result(to_bytes(sr))
+    y = to_bytes(sr)
+
+    def coloured() -> np.ndarray:
+        colours = rgb2ycbcr(enlarge(lr, network.scale))[..., 1:]
+        rgb = ycbcr2rgb(np.concatenate([y.astype(np.float64), colours], axis=-1))
+        return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+
+    return Result(y[..., 0], coloured)
+
+
+def enlarge(lr: np.ndarray, scale: int) -> np.ndarray:
+    """Bicubic enlargement of uint8 RGB, rounded to uint8: the baseline of every table."""
+    return to_bytes(bicubic.enlarge(to_tensor(lr), scale))
+
+
+def psnr(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    """PSNR in dB of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side; inf for equal ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # identical images
+        return float(peak_signal_noise_ratio(*_inside(hr, sr, border), data_range=255))
+
+
+def ssim(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    """Mean SSIM of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side.
+
+    With the settings of Wang et al.'s MATLAB code: Gaussian window 11, sigma 1.5, no sample covariance, only windows inside the
+    image; of RGB, the mean of the channels.
+
+    Raises:
+        SystemExit: fewer than 11 pixels left.
+    """
+    hr, sr = _inside(hr, sr, border)
+    if min(hr.shape[:2]) < SSIM_WINDOW:
+        raise SystemExit(
+            f"An image has {hr.shape[1]}x{hr.shape[0]} pixels left without its border of {border}; SSIM needs {SSIM_WINDOW}."
+        )
+    keywords = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return float(structural_similarity(hr, sr, channel_axis=2 if hr.ndim == 3 else None, **keywords))
+
+
+def _inside(hr: np.ndarray, sr: np.ndarray, border: int) -> tuple[np.ndarray, np.ndarray]:
+    if sr.shape != hr.shape:
+        raise SystemExit(f"The output is {sr.shape} and its HR image {hr.shape}: expected the same size.")
+    inside = slice(border, -border or None)
+    return hr[inside, inside], sr[inside, inside]

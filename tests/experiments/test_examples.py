@@ -1,0 +1,44 @@
+"""examples/: both loops run, and their schedule ends where they say."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("skimage", reason="examples/ needs pip install 'pspl_cuda[examples]'")
+
+from helpers.experiments import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    yield
+    for name in ("minimal", "with_lightning"):
+        sys.modules.pop(name, None)
+
+
+def test_minimal_loop(capsys):
+    import minimal
+
+    criterion = minimal.main(iterations=20)
+    assert criterion.iteration == 20
+    assert criterion.step == pytest.approx(60)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    first, last = (float(line.split("PSNR ")[1].split()[0]) for line in (lines[0], lines[-1]))
+    assert 5 < first < 60
+    assert 5 < last < 60
+
+
+def test_lightning():
+    pytest.importorskip("lightning", reason="examples/with_lightning.py needs pip install lightning")
+    import with_lightning
+
+    module = with_lightning.main(iterations=4, logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert module.criterion.iteration == 4
+    assert module.criterion.step == pytest.approx(60)

@@ -1,0 +1,340 @@
+"""experiments/train_sr.py: the loop, as a user runs it, on tiny data."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+pytest.importorskip("lightning", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
+pytest.importorskip("tensorboard", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
+
+import train_sr
+from helpers.experiments import ROOT, arguments, settings_of, train
+from networks import NETWORKS, build
+from pspl_cuda import attention_map, pspl_loss
+from training.loop import CHECKPOINT, METRICS, Run, load_checkpoint, make_fabric
+from training.losses import PLAIN, Arm, Criterion
+
+ARMS = ["plain", "pspl:1/3", "scale:1/3", "attention:1/3"]
+
+
+def rows(out):
+    """Of metrics.csv, without the clock."""
+    with (out / METRICS).open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(found, expected, where="checkpoint"):
+    """Bit by bit, through dicts and lists; only the clock may differ."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected.keys() - {"seconds", "data_seconds"}:
+            assert_same(found[key], expected[key], f"{where}[{key!r}]")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected or (found != found and expected != expected), where
+
+
+# The loop
+
+
+@pytest.mark.parametrize("model", [name for name in NETWORKS if name != "edsr"])
+def test_every_network_trains_with_every_loss(folder, tmp_path, model):
+    out = tmp_path / "run"
+    assert train(folder, out, "--model", model, "--arms", *ARMS) == 0
+    logged = rows(out)
+    assert [(row["iteration"], row["arm"]) for row in logged] == [(i, arm) for i in "12" for arm in ARMS]
+    for row in logged:
+        assert 0 < float(row["loss"]) < 10
+        assert 0 < float(row["l1"]) < 10
+        assert bool(row["step"]) == bool(row["attention"]) == (row["arm"] != "plain")
+        assert bool(row["validation_psnr"]) == (row["iteration"] == "2")
+    state = load_checkpoint(out / CHECKPOINT)
+    torch.manual_seed(0)
+    start = build(model, 2).state_dict()
+    for weights in state["networks"].values():
+        assert any(not torch.equal(weights[name], value) for name, value in start.items())
+    assert list((out / "tensorboard").glob("events*"))
+
+
+def test_arms_share_weights_and_batches(folder, tmp_path):
+    """Side by side or alone, in any order: the same bits."""
+    for name, arms in (("both", ["pspl:1", "plain"]), ("pspl", ["pspl:1"]), ("plain", ["plain"])):
+        train(folder, tmp_path / name, "--arms", *arms)
+    both = load_checkpoint(tmp_path / "both" / CHECKPOINT)
+    for name, arm in (("pspl", "pspl:1"), ("plain", "plain")):
+        alone = load_checkpoint(tmp_path / name / CHECKPOINT)
+        assert_same(alone["networks"][arm], both["networks"][arm])
+        assert rows(tmp_path / name) == [row for row in rows(tmp_path / "both") if row["arm"] == arm]
+
+
+def test_seeds_differ(folder, tmp_path):
+    for seed in "01":
+        train(folder, tmp_path / seed, "--seed", seed)
+    assert [row["l1"] for row in rows(tmp_path / "0")] != [row["l1"] for row in rows(tmp_path / "1")]
+
+
+def test_lapsrn_supervises_both_outputs(folder, tmp_path):
+    """At x4 the loss is that of both levels; its l1 column is that of the full size."""
+    out = tmp_path / "run"
+    train(folder, out, "--model", "lapsrn", "--scale", "4", "--arms", "plain", "--distance", "l1")
+    first = rows(out)[0]
+    assert float(first["loss"]) > 1.2 * float(first["l1"])
+
+
+@pytest.mark.parametrize("options", [["--model", "vdsr"], ["--precision", "16-mixed"]], ids=" ".join)
+def test_resume_is_exact(folder, tmp_path, options):
+    """Stopped after 3 of 5 iterations and continued: every bit as if it had not been; the PSPL schedule included."""
+    options = [
+        "--arms",
+        "plain",
+        "pspl:1",
+        "--validate-every",
+        "1",
+        "--halve-every",
+        "2",
+        "--iterations",
+        "5",
+        *options,
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(folder, whole, *options)
+    settings = settings_of(*arguments(folder, parts, *options)[6:], "--data", str(folder))
+    Run(settings, make_fabric(settings, "cpu", 1), parts).train(until=3)
+    assert load_checkpoint(parts / CHECKPOINT)["iteration"] == 3
+    torch.manual_seed(99)  # whatever another process has drawn
+    assert train(folder, parts, *options) == 0
+    assert rows(parts) == rows(whole)
+    assert [float(row["lr"]) for row in rows(parts)[::2]] == [1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5]
+    assert [float(row["step"]) for row in rows(parts)[1::2]] == [4, 8, 12, 16, 20]
+    assert_same(load_checkpoint(parts / CHECKPOINT), load_checkpoint(whole / CHECKPOINT))
+
+
+def test_resume_refuses_another_run(folder, tmp_path):
+    train(folder, tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"holds another run: --arms was \['pspl'\] and is now \('plain',\)"):
+        train(folder, tmp_path / "run", "--arms", "plain")
+
+
+def test_interrupt_keeps_the_last_validation(folder, tmp_path):
+    """SIGINT to the command: exit code 130, a sentence, no traceback; then it continues from its checkpoint."""
+    out = tmp_path / "run"
+    options = ["--iterations", "1000000", "--validate-every", "2", "--workers", "1"]
+    command = [sys.executable, str(ROOT / "experiments" / "train_sr.py"), *arguments(folder, out, *options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not (out / CHECKPOINT).exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == train_sr.INTERRUPTED, errors
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    settings = settings_of(*arguments(folder, out, *options)[6:], "--data", str(folder))
+    run = Run(settings, make_fabric(settings, "cpu", 1), out)
+    assert run.iteration == load_checkpoint(out / CHECKPOINT)["iteration"] > 0
+    assert int(rows(out)[-1]["iteration"]) >= run.iteration - 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or not a checkpoint"),
+        (lambda path: path.write_bytes(b""), "is damaged or not a checkpoint"),
+        (lambda path: torch.save({"weights": 1}, path), "is damaged or not a checkpoint"),
+    ],
+    ids=["cut", "empty", "foreign"],
+)
+def test_damaged_checkpoint_is_named(folder, tmp_path, damage, message):
+    train(folder, tmp_path / "run")
+    path = tmp_path / "run" / CHECKPOINT
+    damage(path)
+    with pytest.raises(SystemExit, match=message) as caught:
+        train(folder, tmp_path / "run")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--precision", "bf16-mixed"], ["--channels-last"]],
+    ids=" ".join,
+)
+def test_precision_and_layout(folder, tmp_path, options):
+    """Close to float32, contiguous: as far as the precision of the first outputs allows."""
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    train(folder, plain)
+    train(folder, other, *options)
+    for expected, found in zip(rows(plain), rows(other), strict=True):
+        # 8 bits of mantissa, of outputs that are no larger than the error itself
+        tolerance = 1e-5 if options == ["--channels-last"] else 2**-7
+        assert float(found["l1"]) == pytest.approx(float(expected["l1"]), rel=tolerance)
+    assert rows(other) != rows(plain) or options == ["--channels-last"]
+    weights = load_checkpoint(other / CHECKPOINT)["networks"]["pspl"].values()
+    # A weight of one channel is both contiguous and channels_last.
+    channels_last = [
+        w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4 and w.shape[1] > 1
+    ]
+    assert all(channels_last) if "--channels-last" in options else not any(channels_last)
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights)
+
+
+def test_sgd(folder, tmp_path):
+    """The first step of SGD with momentum is the rate times the gradient."""
+    train(folder, tmp_path / "run", "--optimizer", "sgd", "--iterations", "1", "--lr", "0.01")
+    state = load_checkpoint(tmp_path / "run" / CHECKPOINT)
+    torch.manual_seed(0)
+    start = build("srcnn", 2).state_dict()
+    moments = state["optimizers"]["pspl"]["state"]
+    for index, (name, weight) in enumerate(state["networks"]["pspl"].items()):
+        torch.testing.assert_close(weight, start[name] - 0.01 * moments[index]["momentum_buffer"])
+
+
+def test_low_precision_keeps_the_image(folder, tmp_path):
+    """VDSR adds a residual to the bicubic image: with bfloat16 inputs it would lose half a grey level."""
+    settings = settings_of(
+        "--model", "vdsr", "--precision", "bf16-mixed", "--data", str(folder), "--scale", "2", "--patch", "16"
+    )
+    trained = Run(settings, make_fabric(settings, "cpu", 1), tmp_path).trained["pspl"]
+    for parameter in trained.network.parameters():
+        torch.nn.init.zeros_(parameter)
+    lr = torch.rand(1, 1, 8, 8)
+    enlarged = torch.nn.functional.interpolate(lr, scale_factor=2, mode="bicubic", antialias=True)
+    torch.testing.assert_close(trained.model(lr), enlarged)
+
+
+def test_compile(folder, tmp_path):
+    """The same run, and its checkpoint has the network's own names."""
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    train(folder, plain)
+    counters.clear()
+    train(folder, compiled, "--compile")
+    assert counters["frames"]["ok"] >= 1
+    names, expected = (load_checkpoint(out / CHECKPOINT)["networks"]["pspl"].keys() for out in (compiled, plain))
+    assert names == expected
+    for expected, found in zip(rows(plain), rows(compiled), strict=True):
+        assert float(found["l1"]) == pytest.approx(float(expected["l1"]), rel=1e-4)
+
+
+def test_workers_change_nothing(folder, tmp_path):
+    train(folder, tmp_path / "alone")
+    train(folder, tmp_path / "workers", "--workers", "2")
+    assert rows(tmp_path / "workers") == rows(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "lapsrn", "--scale", "3"], "scale is 3; LapSRN doubles the size"),
+        (["--patch", "1"], "--patch 1 is smaller than --scale 4"),
+        (["--arms", "pspl:0"], "'pspl:0' is no loss; expected"),
+        (["--arms", "l1"], "'l1' is no loss; expected"),
+        (["--arms", "plain:1"], "'plain:1' is no loss; expected"),
+        (["--arms", "pspl:1/3", "pspl:2/6"], "expected different ones"),
+    ],
+)
+def test_contradicting_options_are_named(options, message):
+    with pytest.raises(SystemExit, match=message):
+        settings_of(*options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_device_is_named(folder, tmp_path):
+    with pytest.raises(SystemExit, match="--device cuda --devices 1: "):
+        train(folder, tmp_path / "run", "--device", "cuda")
+
+
+# The losses
+
+
+def test_schedules():
+    """The paper's 300 steps in a run; a span ends at the step from which attention is uniform to 1 %."""
+    assert Arm.parse("pspl").step(300, 300) == 300
+    assert Arm.parse("pspl:1/3") == Arm("pspl", Fraction(1, 3))
+    assert Arm.parse("pspl:1/3").step(100, 300) == 20
+    lowest, highest = attention_map(*(torch.tensor([1.0, x]).repeat(1, 1, 12, 6) for x in (0.0, 1.0)), 20.0).aminmax()
+    assert 1 <= highest / lowest <= 1.011
+
+
+@pytest.mark.parametrize("distance", list(PLAIN))
+def test_controls_take_pspl_apart(distance):
+    """'scale' has PSPL's mean weight and the plain loss's direction; 'attention' has PSPL's direction and mean weight 1."""
+    torch.manual_seed(0)
+    hr = torch.rand(2, 1, 16, 16)
+    noise = torch.randn_like(hr)
+    noise[..., :8] *= 0.05  # so that one half is far more similar than the other
+    start = (hr + 0.4 * noise).clamp(0, 1)
+    losses, gradients = {}, {}
+    for arm in ("plain", "pspl:1", "scale:1", "attention:1"):
+        sr = start.clone().requires_grad_()
+        losses[arm], measures = Criterion(Arm.parse(arm), distance, iterations=20)(sr, hr, iteration=2)
+        losses[arm].backward()
+        gradients[arm] = sr.grad.flatten()
+        assert measures[5].item() == 2 or arm == "plain"
+    expected = pspl_loss(start, hr, 2.0, distance=distance)
+    assert losses["pspl:1"].item() == pytest.approx(expected.item())
+    weight = attention_map(start, hr, 2.0).pow(2 if distance == "l2" else 1).mean().item()
+    for scaled, original, factor in (("scale:1", "plain", weight), ("pspl:1", "attention:1", weight)):
+        torch.testing.assert_close(gradients[scaled], factor * gradients[original])
+    cosine = torch.nn.functional.cosine_similarity(gradients["pspl:1"], gradients["plain"], dim=0)
+    assert cosine < 0.99, "attention changes nothing here, so this test says nothing"
+
+
+# Several processes
+
+
+def test_two_processes_train_as_one(folder, tmp_path):
+    """Two gloo processes: same schedule, gradients of the joint batch, one log and one bar."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--batch", "4", "--iterations", "3", "--arms", "pspl:1", "plain"]
+    train(folder, one, *options)
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "train_sr.py"),
+        *arguments(folder, two, *options, "--devices", "2"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 process(es)") == 1
+    assert result.stderr.count("| 0/3 [") == 1, "each bar begins so"
+    assert len(list((two / "tensorboard").glob("events*"))) == 1
+    assert len(rows(two)) == len(rows(one)) == 6
+
+    # The gradient of a weight is a sum over the batch's pixels; two orders of a float32 sum of n terms differ by at most
+    # (n - 1) roundings of the sum of their magnitudes, and by far less for a whole tensor.
+    n = 4 * 16 * 16
+    tolerance = n * 2**-24
+    for joint, shared in zip(rows(one), rows(two), strict=True):
+        assert shared["step"] == joint["step"]
+        assert shared["lr"] == joint["lr"]
+        for name in ("loss", "l1", "similarity", "attention", "validation_psnr"):
+            if joint[name]:
+                assert float(shared[name]) == pytest.approx(float(joint[name]), rel=tolerance)
+    found, expected = (load_checkpoint(out / CHECKPOINT) for out in (two, one))
+    for arm in ("pspl:1", "plain"):
+        for index, moments in expected["optimizers"][arm]["state"].items():
+            average = found["optimizers"][arm]["state"][index]["exp_avg"]
+            assert (average - moments["exp_avg"]).norm() <= tolerance * moments["exp_avg"].norm()
+        for name, weight in expected["networks"][arm].items():
+            assert (found["networks"][arm][name] - weight).norm() <= tolerance * weight.norm()

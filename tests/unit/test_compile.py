@@ -1,0 +1,234 @@
+"""torch.compile: no graph breaks, the results of eager mode, and few graphs however sizes, schedule and keywords change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from helpers.cases import distinct_pair, leaf_copy, smooth_pair
+from pspl_cuda import PSPLLoss
+
+DISTANCES = ["l1", "l2", "charbonnier"]
+
+
+@pytest.fixture
+def compiled():
+    """Compile a function with a counter of its graphs; everything before it is forgotten."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    yield lambda function, **options: (torch.compile(function, fullgraph=True, backend=counter, **options), counter)
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def traceable(backend):
+    """Backends that the compiler sees as the package's own."""
+    if backend.name == "emulated":
+        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
+    return backend
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compile(traceable, compiled, distance, reduction):
+    """fullgraph: no break. Loss, statistics and gradients are those of eager mode."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    kwargs = {"distance": distance, "reduction": reduction, "return_stats": True}
+    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs))
+    results = []
+    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs)):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        loss, stats = run(a, b)
+        results.append((loss.detach(), *stats[:4], *torch.autograd.grad(loss.sum() * 3, (a, b))))
+    assert counter.frame_count == 1
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-8)
+
+
+def test_compile_maps(traceable, compiled):
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(
+        lambda a, b: (traceable.similarity_map(a, b), traceable.attention_map(a, b, 1.0, gamma=3.0))
+    )
+    m_s, m_a = function(sr, hr)
+    assert counter.frame_count == 1
+    torch.testing.assert_close(m_s, traceable.similarity_map(sr, hr), rtol=0, atol=1e-6)
+    torch.testing.assert_close(m_a, traceable.attention_map(sr, hr, 1.0, gamma=3.0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_compile_with_a_step_tensor(traceable, compiled, where):
+    """As the schedule advances, nothing is compiled again."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    a = leaf_copy(sr)
+    for value in (0.5, 0.6, 0.7, 2.0, 0.0):
+        step = torch.tensor(value, device=traceable.device if where == "device" else "cpu")
+        loss = function(a, hr, step)
+        loss.backward()
+        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+    assert counter.frame_count == 1
+
+
+def test_compile_with_a_step_number(traceable, compiled):
+    """A number is compiled in at first, and becomes a symbol when it changes: two graphs for a whole training."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    a = leaf_copy(sr)
+    for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
+        loss = function(a, hr, value)
+        loss.backward()
+        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+    assert counter.frame_count <= 2
+
+
+def test_compile_with_changing_shapes(traceable, compiled):
+    """Validation images have many sizes: one more graph, with symbolic sizes."""
+    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
+    for height, width in ((9, 10), (12, 17), (20, 33), (31, 16)):
+        sr, hr = distinct_pair((1, 2, height, width), torch.float32, traceable.device)
+        torch.testing.assert_close(
+            function(sr, hr), traceable.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
+        )
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
+    """The fake kernels promise the dtypes and strides that the real ones deliver."""
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    hr = hr.float().to(memory_format=layout)
+    function, _ = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier"))
+    results = []
+    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier")):
+        a, b = leaf_copy(sr.to(memory_format=torch.channels_last)), leaf_copy(hr)
+        results.append(torch.autograd.grad(run(a, b), (a, b)))
+    for got, wanted in zip(*results, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_compile_with_inductor(traceable, distance):
+    """The default compiler checks at run time that strides are what the fake kernels said."""
+    if not traceable.fused:
+        pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
+    torch._dynamo.reset()
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
+
+    def run(a, b):
+        return traceable.pspl_loss(a * 0.9, b, 1.0, distance=distance)
+
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True)):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        loss = function(a, b)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=5e-3, atol=1e-6)
+
+
+def test_compile_a_training_step(traceable, compiled):
+    """Network and loss in one graph, under no_grad targets, several iterations."""
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, traceable.device)
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(traceable.device)
+    function, counter = compiled(lambda x, y, step: traceable.pspl_loss(layer(x), y, step))
+    for i in range(3):
+        step = torch.tensor(float(i + 1), device=traceable.device)
+        layer.zero_grad()
+        function(sr, hr, step).backward()
+        got = layer.weight.grad.clone()
+        layer.zero_grad()
+        traceable.pspl_loss(layer(sr), hr, step).backward()
+        torch.testing.assert_close(got, layer.weight.grad, rtol=1e-4, atol=1e-7)
+    assert counter.frame_count == 1
+
+
+# ---------------------------------------------------------------- how often
+
+# Batch, height and width change, one by one and together, over and under the window and with prime sizes.
+CHANGES = [
+    *((2, 16, 16), (2, 17, 16), (2, 18, 16), (3, 16, 20), (4, 24, 24), (2, 30, 31)),
+    *((5, 32, 32), (6, 20, 16), (2, 40, 16), (7, 16, 44), (3, 9, 9), (8, 50, 16)),
+]
+# In graphs: one for the first sizes, one for symbolic sizes, and one to spare.
+FEW = 3
+WAYS = {"plain": {}, "mark_dynamic": {}, "dynamic=True": {"dynamic": True}}
+LOSSES = {
+    "function": ({}, torch.float32),
+    "function, mixed, per pixel": ({"distance": "l2", "reduction": "none"}, torch.bfloat16),
+    "function, float16, both images": ({"distance": "charbonnier", "padding": "reflect"}, torch.float16),
+    "PSPLLoss": ({"iterations_per_step": 1}, torch.float32),
+    "PSPLLoss, mixed, weighted sum": ({"distance": "l2", "reduction": "sum", "loss_weight": 0.5}, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
+    """With gradient: a constant 1 / numel in the graph compiles again for every size."""
+    if not traceable.fused:
+        pytest.skip("slow to compile; test_compile_with_changing_shapes has it")
+    keywords, dtype = LOSSES[loss]
+    if loss.startswith("PSPLLoss"):
+        eager = PSPLLoss(**keywords, start_iteration=1, backend=traceable.name)
+        function, counter = compiled(PSPLLoss(**keywords, start_iteration=1, backend=traceable.name), **WAYS[way])
+    else:
+
+        def eager(a, b):
+            return traceable.pspl_loss(a, b, 1.0, **keywords)
+
+        function, counter = compiled(eager, **WAYS[way])
+    for batch, height, width in CHANGES:
+        pair = smooth_pair((batch, 3, height, width), dtypes=(dtype, torch.float32), device=traceable.device)
+        results = []
+        for run in (function, eager):
+            a, b = (image.clone() for image in pair)
+            if way == "mark_dynamic" and run is function:
+                for image in (a, b):
+                    for dim in (0, 2, 3):
+                        torch._dynamo.mark_dynamic(image, dim)
+            a.requires_grad_()
+            b.requires_grad_("both" in loss)
+            value = run(a, b)
+            value.mean().backward()
+            results += [(value.detach(), a.grad, b.grad if "both" in loss else None)]
+        for got, wanted in zip(*results, strict=True):
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(got.dtype).eps + 2e-6, atol=1e-7)
+    assert counter.frame_count <= FEW
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["gamma", "data_range", "beta", "alpha", "sigma", "step"])
+def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
+    """A keyword from a schedule of its own becomes a symbol: its checks must compile for one."""
+    if not traceable.fused and (dynamic or name != "gamma"):
+        pytest.skip("slow to compile, and no different")
+    sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
+
+    def loss(a, b, value):
+        return traceable.pspl_loss(a, b, value) if name == "step" else traceable.pspl_loss(a, b, 1.0, **{name: value})
+
+    function, counter = compiled(loss, dynamic=dynamic)
+    for i in range(6):
+        results = []
+        for run in (function, loss):
+            a = leaf_copy(sr)
+            value = run(a, hr, 1.0 + i / 4)
+            results.append((value.detach(), *torch.autograd.grad(value, a)))
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=3e-6, atol=1e-8)
+    assert counter.frame_count <= FEW
+
+
+@pytest.mark.parametrize("bad", [{"gamma": -1.0}, {"data_range": 0.0}], ids=str)
+def test_bad_numbers_are_refused_in_a_graph(traceable, compiled, bad):
+    """With a sentence, as without a compiler."""
+    sr, hr = smooth_pair((1, 1, 9, 9), device=traceable.device)
+    function, _ = compiled(lambda a, b, **keywords: traceable.pspl_loss(a, b, 1.0, **keywords))
+    with pytest.raises(Exception, match=f"{next(iter(bad))} is .*; expected"):
+        function(sr, hr, **bad)

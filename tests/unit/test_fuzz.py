@@ -1,0 +1,51 @@
+"""A few cases of each fuzzer. ``python -m tests.fuzz --seconds N --seed S`` runs any number."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuzz import fuzzers
+from helpers import backends
+
+CASES = {"oracle": 40, "autograd": 40, "nan": 40, "compile": 3}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_few_cases(name):
+    for case in range(CASES[name]):
+        try:
+            fuzzers.FUZZERS[name](0, case)
+        except Exception as error:
+            raise AssertionError(f"reproduce: python -m tests.fuzz --only {name} --seed 0 --case {case}") from error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect")
+def test_a_few_cases_against_guard_pages():
+    """All in one process: the first case that reads out of bounds ends it."""
+    if why_not := backends.why_not("cpu"):
+        pytest.skip(why_not)
+    fuzzers._in_child("guarded_case", 0, 0, 60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect")
+@pytest.mark.parametrize("at_end", [True, False])
+def test_guard_pages_end_a_process(at_end):
+    """What the fuzzer relies on, by reading one element past its image."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]!r}\n"
+        "import torch\n"
+        "from tests.fuzz.fuzzers import GuardedMemory\n"
+        "memory = GuardedMemory(4 * 100)\n"
+        f"image = memory.image(torch.rand(1, 10, 10), {at_end})\n"
+        "image.sum()\n"
+        "print('inside', flush=True)\n"
+        "import ctypes\n"
+        f"ctypes.string_at(image.data_ptr() + ({400 if at_end else -4}), 4)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "inside\n", result.stderr
+    assert result.returncode < 0

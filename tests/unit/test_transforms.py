@@ -1,0 +1,305 @@
+"""Exported and traced programs, batched gradients, torch.func: the gradient is right, or one sentence names the remedy."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import pspl_cuda
+from helpers.cases import distinct_pair, leaf_copy
+from pspl_cuda import PSPLLoss
+
+DISTANCES = ["l1", "l2", "charbonnier"]
+
+
+@pytest.fixture
+def dispatched(backend):
+    """Backends that are operators of torch, or made of them."""
+    if backend.name == "emulated":
+        pytest.skip("the emulation is bound by pybind11, which torch can't record")
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracers warn of whatever Python they have seen
+        yield
+
+
+class NetworkAndLoss(nn.Module):
+    def __init__(self, backend, **keywords):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Conv2d(3, 3, 3, padding=1)
+        self.backend, self.keywords = backend.name, keywords
+
+    def forward(self, low, high):
+        return pspl_cuda.pspl_loss(self.network(low), high, 1.0, backend=self.backend, **self.keywords)
+
+
+def images(shape=(2, 3, 12, 13), dtype=torch.float32, device="cpu"):
+    return distinct_pair(shape, dtype, device)
+
+
+def parameter_gradients(program, pair):
+    module = program if isinstance(program, nn.Module) else None
+    module.zero_grad()
+    value = program(*pair)
+    value.mean().backward()
+    return [value.detach(), *(parameter.grad.clone() for parameter in module.parameters())]
+
+
+def assert_same(got, wanted):
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+# ---------------------------------------------------------------- export, jit.trace, make_fx
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("with_grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize(
+    "keywords", [{}, {"distance": "l2", "reduction": "none"}, {"distance": "charbonnier"}], ids=str
+)
+def test_export(dispatched, keywords, with_grad, strict):
+    """A program that was exported with or without gradients trains like the network that it was made of."""
+    module = NetworkAndLoss(dispatched, **keywords).to(dispatched.device)
+    pair = images(device=dispatched.device)
+    with torch.set_grad_enabled(with_grad):
+        exported = torch.export.export(module, pair, strict=strict)
+    assert_same(parameter_gradients(exported.module(), pair), parameter_gradients(module, pair))
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_export_for_other_sizes(dispatched, strict):
+    module = NetworkAndLoss(dispatched).to(dispatched.device)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    pair = images(device=dispatched.device)
+    exported = torch.export.export(module, pair, dynamic_shapes=(sizes, sizes), strict=strict)
+    for shape in ((3, 3, 20, 21), (2, 3, 40, 9)):
+        pair = images(shape, device=dispatched.device)
+        assert_same(parameter_gradients(exported.module(), pair), parameter_gradients(module, pair))
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_export_of_the_module(dispatched, strict):
+    """PSPLLoss becomes the loss at the step of its next call, and keeps its own count."""
+    loss = PSPLLoss(start_iteration=999, backend=dispatched.name)
+    sr, hr = images(device=dispatched.device)
+    program = torch.export.export(loss, (leaf_copy(sr), hr), strict=strict).module()
+    assert loss.iteration == 999
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    value, expected = program(a, hr), loss(b, hr)
+    value.backward()
+    expected.backward()
+    assert loss.iteration == 1000
+    assert_same((value, a.grad), (expected, b.grad))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_jit_trace(dispatched, distance):
+    sr, hr = images(device=dispatched.device)
+
+    def loss(a, b):
+        return dispatched.pspl_loss(a, b, 1.0, distance=distance)
+
+    for example in (sr, leaf_copy(sr)):
+        traced = torch.jit.trace(loss, (example, hr), check_trace=False)
+        a, b = leaf_copy(sr), leaf_copy(sr)
+        traced(a, hr).backward()
+        loss(b, hr).backward()
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_make_fx(dispatched, distance, mode):
+    """Both a loss that is differentiated later, and a gradient within the program."""
+    sr, hr = images(device=dispatched.device)
+
+    def loss(a, b):
+        return dispatched.pspl_loss(a, b, 1.0, distance=distance)
+
+    def gradient(a, b):
+        return torch.autograd.grad(2 * loss(a, b), a)[0]
+
+    (expected,) = torch.autograd.grad(loss(a := leaf_copy(sr), hr), a)
+    for example in (sr, leaf_copy(sr)):
+        program = make_fx(loss, tracing_mode=mode)(example, hr)
+        (got,) = torch.autograd.grad(program(a := leaf_copy(sr), hr), a)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    program = make_fx(gradient, tracing_mode=mode)(leaf_copy(sr), hr)
+    torch.testing.assert_close(program(leaf_copy(sr), hr), 2 * expected, rtol=1e-6, atol=1e-9)
+
+
+# ---------------------------------------------------------------- batched gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_batched_gradients(backend, distance, dtype):
+    """is_grads_batched runs backward under vmap."""
+    sr, hr = (leaf_copy(image) for image in images((1, 1, 6, 7), dtype, backend.device))
+    factors = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=tolerance_dtype(dtype), device=backend.device)
+    loss = backend.pspl_loss(sr, hr, 1.0, distance=distance)
+    batched = torch.autograd.grad(loss, (sr, hr), factors, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(loss, (sr, hr), factor, retain_graph=True) for factor in factors]
+    for i, got in enumerate(batched):
+        wanted = torch.stack([gradients[i] for gradients in single])
+        torch.testing.assert_close(
+            got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6 if dtype == torch.float16 else 1e-12
+        )
+
+
+def tolerance_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_batched_gradients_per_pixel(backend, distance):
+    sr, hr = images((1, 1, 5, 6), torch.float64, backend.device)
+
+    def loss(a):
+        return backend.pspl_loss(a, hr, 1.0, distance=distance, reduction="none")
+
+    jacobians = [torch.autograd.functional.jacobian(loss, sr, vectorize=vectorize) for vectorize in (True, False)]
+    torch.testing.assert_close(*jacobians, rtol=1e-12, atol=1e-15)
+    assert jacobians[0].any()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("function", ["jacobian", "hessian"])
+def test_vectorized_derivatives(backend, distance, function):
+    sr, hr = images((1, 1, 4, 5), torch.float64, backend.device)
+
+    def loss(a):
+        # A function of the loss, so that l1 has a second derivative as well.
+        return backend.pspl_loss(a, hr, 1.0, distance=distance, eps=0.1).square()
+
+    derivative = getattr(torch.autograd.functional, function)
+    results = [derivative(loss, sr, vectorize=vectorize) for vectorize in (True, False)]
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-15)
+    assert results[0].any()
+
+
+def test_double_backward_trick(backend):
+    """torch.autograd.functional.jvp differentiates the gradient by the gradient from above."""
+    sr, hr = images((1, 1, 5, 6), torch.float64, backend.device)
+    _, slope = torch.autograd.functional.jvp(lambda a: backend.pspl_loss(a, hr, 1.0), sr, hr)
+    (gradient,) = torch.autograd.grad(backend.pspl_loss(a := leaf_copy(sr), hr, 1.0), a)
+    torch.testing.assert_close(slope, (gradient * hr).sum(), rtol=1e-12, atol=0)
+
+
+# ---------------------------------------------------------------- torch.func, forward mode
+
+
+def transforms(loss, x):
+    """Name: the transform of ``loss(image)`` at ``x``, and the same by torch.autograd or a loop."""
+
+    def gradient(a):
+        a = leaf_copy(a)
+        return torch.autograd.grad(loss(a), a)[0]
+
+    def hessian(a):
+        return torch.autograd.functional.hessian(loss, a)
+
+    pair = torch.stack((x, x.flip(-1)))
+    return {
+        "grad": (lambda: torch.func.grad(loss)(x), lambda: gradient(x)),
+        "vjp": (lambda: torch.func.vjp(loss, x)[1](torch.tensor(2.0, dtype=x.dtype))[0], lambda: 2 * gradient(x)),
+        "jacrev": (lambda: torch.func.jacrev(loss)(x), lambda: gradient(x)),
+        "jacfwd": (lambda: torch.func.jacfwd(loss)(x), lambda: gradient(x)),
+        "jvp": (lambda: torch.func.jvp(loss, (x,), (x,))[1], lambda: (gradient(x) * x).sum()),
+        "hessian": (lambda: torch.func.hessian(loss)(x), lambda: hessian(x)),
+        "vmap": (lambda: torch.func.vmap(loss)(pair), lambda: torch.stack([loss(a) for a in pair])),
+        "vmap of grad": (
+            lambda: torch.func.vmap(torch.func.grad(loss))(pair),
+            lambda: torch.stack([gradient(a) for a in pair]),
+        ),
+        "vectorized forward mode": (
+            lambda: torch.autograd.functional.jacobian(loss, x, vectorize=True, strategy="forward-mode"),
+            lambda: gradient(x),
+        ),
+    }
+
+
+TRANSFORMS = list(transforms(None, torch.zeros(1)))
+
+
+def works_or_names_the_reference(fused, transform, expected):
+    """On the kernels a sentence; on the reference, the value."""
+    if not fused:
+        torch.testing.assert_close(transform(), expected(), rtol=1e-10, atol=1e-14)
+        return
+    with pytest.raises(RuntimeError) as caught:
+        transform()
+    sentence = str(caught.value)
+    assert re.fullmatch(r'[A-Z][^\n]* Pass backend="reference"\.', sentence), sentence
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_transforms_of_the_function(backend, distance, name):
+    """Never torch's own words about setup_context or batching rules."""
+    sr, hr = images((1, 1, 4, 5), torch.float64, backend.device)
+
+    def loss(a):
+        return backend.pspl_loss(a, hr, 1.0, distance=distance, eps=0.1)
+
+    works_or_names_the_reference(backend.fused, *transforms(loss, sr)[name])
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_the_module(dispatched, name):
+    sr, hr = images((1, 1, 4, 5), torch.float64, dispatched.device)
+    loss = PSPLLoss(distance="l2", start_iteration=1000, backend=dispatched.name)
+    counting = PSPLLoss(distance="l2", start_iteration=1000, backend=dispatched.name)
+    works_or_names_the_reference(dispatched.fused, *transforms(lambda a: loss.eval()(a, hr), sr)[name])
+    if dispatched.fused:
+        with pytest.raises(RuntimeError, match="reference"):
+            transforms(lambda a: counting(a, hr), sr)[name][0]()
+        assert counting.iteration == 1000
+
+
+@pytest.mark.parametrize("function", ["similarity_map", "attention_map"])
+def test_transforms_of_the_maps(backend, function):
+    pair = images((2, 1, 4, 5), torch.float64, backend.device)
+    step = () if function == "similarity_map" else (1.0,)
+
+    def call(a, b):
+        return getattr(backend, function)(a, b, *step)
+
+    works_or_names_the_reference(backend.fused, lambda: torch.func.vmap(call)(*pair), lambda: call(*pair))
+
+
+@pytest.mark.parametrize("which", ["sr", "hr", "step"])
+@pytest.mark.parametrize("function", ["pspl_loss", "attention_map"])
+def test_dual_numbers(backend, function, which):
+    """A tangent that the kernel does not see would be a derivative of zero. The attention map is a constant to the images, and to
+    the reference only."""
+    sr, hr = images((1, 1, 4, 5), torch.float64, backend.device)
+    step = torch.tensor(1.0, dtype=torch.float64, device=backend.device)
+    arguments = {"sr": sr, "hr": hr, "step": step}
+
+    def tangent():
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(arguments[which], torch.ones_like(arguments[which]))
+            result = getattr(backend, function)(*(arguments | {which: dual}).values())
+            return forward_ad.unpack_dual(result).tangent
+
+    if not backend.fused:
+        assert (tangent() is None) == (function == "attention_map" and which != "step")
+    else:
+        if function == "attention_map" and which != "step":
+            assert tangent() is None
+            return
+        with pytest.raises(RuntimeError, match=rf'{which}.* dual tensor .*Pass backend="reference"\.$'):
+            tangent()
