@@ -268,9 +268,11 @@ class Run:
             "rows": self.rows,
             "snapshots": self.snapshots,
         }
-        self.fabric.save(self.out / CHECKPOINT, state)
+        # First: a run that is stopped in between has every row of its checkpoint.
         if self.fabric.is_global_zero:
             write_csv(self.rows, self.out / METRICS, COLUMNS)
+        self.fabric.save(self.out / CHECKPOINT, state)
+        if self.fabric.is_global_zero:
             for row in self._latest():
                 scalars = {f"{name}/{row['arm']}": value for name, value in row.items() if isinstance(value, float)}
                 self.tensorboard.log_metrics(scalars, self.iteration)

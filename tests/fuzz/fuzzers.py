@@ -184,8 +184,8 @@ class GuardedMemory:
 
 
 def guard_pages(seed: int, case: int) -> None:
-    """Images against pages that may not be read, in a process of its own: a read out of bounds ends it by a signal."""
-    _in_child("guarded_case", seed, case, 1)
+    """50 pairs of images against pages that may not be read, in one process: a read out of bounds ends it by a signal."""
+    _in_child("guarded_case", seed, 50 * case, 50)
 
 
 def guarded_case(seed: int, case: int) -> None:
@@ -219,7 +219,8 @@ def _in_child(function: str, seed: int, case: int, count: int) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, (
-        f"case {result.stdout.split()[-1:]} ended with {result.returncode} (negative: by a signal)\n{result.stderr[-2000:]}"
+        f"{function}({seed}, {result.stdout.split()[-1:]}) ended with {result.returncode} (negative: by a signal)\n"
+        f"{result.stderr[-2000:]}"
     )
 
 

@@ -557,3 +557,47 @@ def test_operators_refuse_what_python_would_have(operator_device):
         forward(sr, hr, step=torch.ones(2, device=operator_device))
     with pytest.raises(RuntimeError):
         torch.ops.pspl_cuda.backward(sr[..., ::2], torch.tensor(1.0, device=operator_device), 1.0, torch.float32)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_the_operator_itself_differentiates(operator_device, sample, with_gradient):
+    """An exported or traced program calls the operator without the package's Python: the gradient must come all the same, also
+    where the program was traced without one."""
+    sr, hr = _sample_pair(sample, operator_device)
+    fields = {"output": OUTPUTS.index(sample.get("reduction", "mean")), "with_stats": True}
+    dtype = tolerances.compute_dtype(sr, hr) if with_gradient else None
+    a, b, c, d = leaf_copy(sr), leaf_copy(hr), leaf_copy(sr), leaf_copy(hr)
+    result, saved_gradient, stats = torch.ops.pspl_cuda.forward(
+        a, b, None, 1.0, **{**_operator_arguments(**sample), **fields, "gradient_dtype": dtype}
+    )
+    assert saved_gradient.numel() == (sr.numel() if with_gradient else 0)
+    assert not saved_gradient.requires_grad
+    assert not stats.requires_grad
+    kept = saved_gradient.clone()
+    names = ("distance", "padding", "window_size", "reduction")
+    loss = pspl_cuda.pspl_loss(c, d, 1.0, **{name: sample[name] for name in names if name in sample})
+    for value in (result, loss):
+        value.backward(torch.full_like(value, 3.0))
+    for got, wanted in ((a.grad, c.grad), (b.grad, d.grad)):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7)
+    assert torch.equal(saved_gradient, kept), "an output of the operator was overwritten"
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_second_derivative_of_the_operator(operator_device, distance):
+    sr, hr = distinct_pair(device=operator_device)
+    fields = {"output": OUTPUTS.index("mean"), "gradient_dtype": torch.float64, "with_stats": False}
+
+    def operator(a, b):
+        return torch.ops.pspl_cuda.forward(a, b, None, 1.0, **{**_operator_arguments(distance), **fields})[0]
+
+    def second(function):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        (first,) = torch.autograd.grad(function(a, b), a, create_graph=True)
+        return torch.autograd.grad(first.square().sum() + 0 * (a + b).sum(), (a, b))
+
+    expected = second(lambda a, b: pspl_cuda.pspl_loss(a, b, 1.0, distance=distance, backend="reference"))
+    for got, wanted in zip(second(operator), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-15)

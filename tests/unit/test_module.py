@@ -214,10 +214,9 @@ def _in_fake_mode(loss, pair):
 def _state_in_fake_mode(loss, pair):
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(image) for image in pair]
-        state = loss.state_dict()
+        loss.state_dict()
         loss(*fake)
-        loss.load_state_dict(state)
-        loss.iteration += 1
+        loss.iteration = 6
 
 
 def _export(loss, pair):
