@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../pspl_math.h"
 #include "../pspl_params.h"
@@ -103,6 +104,7 @@ class TileKernel {
       // A step ahead of their use: the loads of the blur straddle the vectors stored here, and would have to wait for
       // stores in flight.
       if (y + 2 < tile_.bottom) read_rows(y + 2 + radius_);
+      prefetch_outputs(y);
       blur_down<&RingRow::mean_s, &RingRow::variance_s, &MomentsRow::mean_s, &MomentsRow::variance_s>(rows,
                                                                                                       p_.twice_c2);
       blur_down<&RingRow::mean_d, &RingRow::variance_d, &MomentsRow::mean_d, &MomentsRow::variance_d>(rows, T(0));
@@ -251,6 +253,18 @@ class TileKernel {
     if (map_wanted(Output::kAttentionMap)) write(p_.map, y, line(kAttention));
     if (map_wanted(Output::kLossMap)) write(p_.map, y, line(kLoss));
     if (p_.stats != nullptr) add_stats(centre_d);
+  }
+
+  // A store to memory that is not in the cache holds up all later ones. Always inlined: g++ drops calls of a function
+  // that does nothing but prefetch.
+  PSPL_INLINE void prefetch_outputs(int64_t y) const {
+    for (int i = 0; i < 2 && y + i < tile_.bottom; ++i) {
+      if (p_.gradient.data != nullptr)
+        prefetch<1>(p_.gradient.data, offset(p_.gradient.strides, y + i), p_.gradient.strides.column, columns_,
+                    size_of(p_.gradient.dtype));
+      if (p_.map.data != nullptr)
+        prefetch<1>(p_.map.data, offset(p_.map.strides, y + i), p_.map.strides.column, columns_, sizeof(T));
+    }
   }
 
   bool map_wanted(Output map) const { return p_.map.data != nullptr && p_.output == map; }

@@ -33,19 +33,21 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
   });
 }
 
-// The rows of a tile are short and far apart, so the processor does not prefetch the next one by itself.
+// The rows of a tile are short and far apart: the processor does not foresee the next one. kWrite is 1 for memory that
+// will be written.
+template <int kWrite>
 PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t element_size) {
   constexpr int64_t kCacheLine = 64;
   if (stride * element_size > kCacheLine) return;
   const char* from = static_cast<const char*>(data) + index * element_size;
-  for (int64_t i = 0; i < count * stride * element_size; i += kCacheLine) __builtin_prefetch(from + i);
+  for (int64_t i = 0; i < count * stride * element_size; i += kCacheLine) __builtin_prefetch(from + i, kWrite);
 }
 
 // Reads for one tile. Columns are counted from its left edge.
 template <typename T>
 class RowReader {
   static constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
-  static constexpr int64_t kRowsAhead = 8;
+  static constexpr int64_t kRowsAhead = 4;
   using V = Vec<T, kLanes>;
 
  public:
@@ -79,8 +81,8 @@ class RowReader {
       return;
     }
     const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
-    prefetch(p_.sr.data, sr_index_ + ahead * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
-    prefetch(p_.hr.data, hr_index_ + ahead * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
+    prefetch<0>(p_.sr.data, sr_index_ + ahead * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
+    prefetch<0>(p_.hr.data, hr_index_ + ahead * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
     const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, count, sr_buffer_.get()) - first_;
     const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, count, hr_buffer_.get()) - first_;
     combine(sr, hr, s, d);

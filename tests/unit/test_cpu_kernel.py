@@ -156,8 +156,8 @@ PLANTS = {
     ),
     "one row too few in the ring": (
         "forward_kernel.h",
-        "ring_((2 * radius_ + 2) * vectors_)",
-        "ring_((2 * radius_ + 1) * vectors_)",
+        "ring_(2 * radius_ + 2)",
+        "ring_(2 * radius_ + 1)",
         "ERROR: AddressSanitizer",
     ),
     "backward pass over whole chunks only": (
@@ -168,8 +168,8 @@ PLANTS = {
     ),
     "last column not stored": (
         "forward_kernel.h",
-        "__builtin_memcpy(to, from, columns_ * sizeof(T));",
-        "__builtin_memcpy(to, from, (columns_ - 1) * sizeof(T));",
+        "for (int i = 0; i < columns_; ++i) to[i] =",
+        "for (int i = 0; i < columns_ - 1; ++i) to[i] =",
         "gradient is not a number",
     ),
     "zero padding never set to zero": (
@@ -180,8 +180,8 @@ PLANTS = {
     ),
     "stored between the pixels": (
         "forward_kernel.h",
-        "to[i * stride] = from[i]",
-        "to[i * stride] = to[i * stride + (i + 1 < columns_)] = from[i]",
+        "to[i * stride] = Narrow",
+        "to[i * stride] = to[i * stride + (i + 1 < columns_)] = Narrow",
         "was written between its pixels",
     ),
     "loads that need an aligned address": (
@@ -245,7 +245,10 @@ def test_aarch64_agrees(aarch64_driver, sanitized, tmp_path):
     _agree(tmp_path / "outputs", _outputs(sanitized, "baseline"))
 
 
-CORE = "(test_budget and zeros) or test_dtypes or test_identical or (test_nan_stays and nan and both)"
+CORE = (
+    "(test_budget and (zeros or narrow)) or test_dtypes or test_identical or (test_nan_stays and nan and both) or "
+    "test_every_nan_stays"
+)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -257,7 +260,7 @@ def test_core_numerics_with_less_than_the_processor_has(isa):
     chosen = _run([sys.executable, "-c", code], PSPL_CPU_ISA=isa).stdout.strip()
     if chosen != isa:
         pytest.skip(f"this processor has no {isa}, but {chosen}")
-    files = [HERE / "test_numerics.py", HERE / "test_backends.py"]
+    files = [HERE / "test_numerics.py", HERE / "test_backends.py", HERE / "test_nan_payloads.py"]
     pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", CORE]
     result = _run(pytest_run, PSPL_CPU_ISA=isa, PSPL_TEST_BACKENDS="cpu")
     assert result.returncode == 0, result.stdout[-3000:]
