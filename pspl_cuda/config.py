@@ -161,6 +161,10 @@ def _check_config(*constants: Any) -> Config:
     )
     for name in ("alpha", "beta", "gamma"):
         _check_float32(name, getattr(config, name))
+    if abs(config.mu) > 1e37:
+        raise ValueError(
+            f"mu is {config.mu!r}, which leaves the range of float32; expected a magnitude of at most 1e37."
+        )
     _check_square("k1 * data_range", config.k1 * config.data_range)
     _check_square("k2 * data_range", config.k2 * config.data_range)
     _check_square("eps", config.eps)

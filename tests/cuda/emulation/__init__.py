@@ -147,7 +147,9 @@ def _backward(saved_gradient, grad_output, factor, dtype):
 
 
 def _backward_(saved_gradient, grad_output, factor):
-    return _run_backward(saved_gradient, saved_gradient, grad_output, factor)
+    _run_backward(saved_gradient, saved_gradient, grad_output, factor)
+    torch.autograd.graph.increment_version(saved_gradient)
+    return saved_gradient
 
 
 def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,9 +181,10 @@ def _config(keywords):
 def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
     """pspl_cuda.pspl_loss by the emulated kernels."""
     config = _config(keywords)
+    check_flag("return_stats", return_stats)
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    loss, stats = _autograd.loss(sr, hr, step, config, check_flag("return_stats", return_stats))
+    loss, stats = _autograd.loss(sr, hr, step, config, return_stats)
     return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss
 
 
