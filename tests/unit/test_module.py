@@ -276,24 +276,27 @@ def test_compile_after_ambient_modes(pair, mode):
 # ---------------------------------------------------------------- what it computes
 
 
+NOT_DEFAULT = {
+    "alpha": 0.5,
+    "beta": 0.3,
+    "gamma": 3.0,
+    "mu": -0.5,
+    "distance": "charbonnier",
+    "data_range": 2.0,
+    "window_size": 7,
+    "sigma": 1.0,
+    "k1": 0.02,
+    "k2": 0.05,
+    "padding": "reflect",
+    "eps": 0.05,
+    "reduction": "sum",
+    "backend": "reference",
+}
+
+
 def test_keywords_reach_the_function(pair):
     """Each keyword, with a value that is not the default, makes the module what the function is."""
-    keywords = {
-        "alpha": 0.5,
-        "beta": 0.3,
-        "gamma": 3.0,
-        "mu": -0.5,
-        "distance": "charbonnier",
-        "data_range": 2.0,
-        "window_size": 7,
-        "sigma": 1.0,
-        "k1": 0.02,
-        "k2": 0.05,
-        "padding": "reflect",
-        "eps": 0.05,
-        "reduction": "sum",
-        "backend": "reference",
-    }
+    keywords = NOT_DEFAULT
     default = PSPLLoss(start_iteration=1000, backend="reference").eval()(*pair)
     value = PSPLLoss(start_iteration=1000, **keywords).eval()(*pair)
     assert torch.equal(value, reference(*pair, 1.0, **keywords))
@@ -660,24 +663,7 @@ def test_bad_keywords(keywords, kind, fragments):
 
 
 ASSIGNED = {
-    **{
-        "alpha": 0.5,
-        "beta": 0.3,
-        "gamma": 3.0,
-        "mu": -0.5,
-        "distance": "charbonnier",
-        "data_range": 2.0,
-        "window_size": 7,
-    },
-    **{
-        "sigma": 1.0,
-        "k1": 0.02,
-        "k2": 0.05,
-        "padding": "reflect",
-        "eps": 0.05,
-        "reduction": "sum",
-        "backend": "reference",
-    },
+    **NOT_DEFAULT,
     **{"loss_weight": 0.5, "return_stats": True, "iterations_per_step": 500, "calls_per_iteration": 2},
 }
 
