@@ -93,6 +93,12 @@ def rng():
 
 
 @pytest.fixture(autouse=True)
+def _seed():
+    """The same weights and images in every run, in whatever order and process the tests run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _default_threads():
     """Restore torch's thread count, which some tests change."""
     threads = torch.get_num_threads()
