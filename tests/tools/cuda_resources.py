@@ -35,17 +35,16 @@ FLAGS = (
 )
 PROCESSES = 2
 
-# The most instructions per output pixel, for sm_90, of the inner loops of training kernels; float32 with statistics may have
-# 4 % more than without.
+# The kernels of training steps, and the most instructions per output pixel of their inner loop, by architecture.
 LIMITS = {
-    "strip_forward<float, float, float, 5, kUnit, kL1>": 146,
-    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": 1.04 * 145.5,
-    "strip_forward<float, float, float, 5, kSpaced, kL1>": 160,
-    "strip_forward<float, float, float, 5, kUnit, kDistance>": 176,
-    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": 150,
-    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": 165,
-    "strip_forward<float, __half, float, 5, kUnit, kL1>": 150,
-    "strip_forward<float, __half, float, 5, kSpaced, kL1>": 165,
+    "strip_forward<float, float, float, 5, kUnit, kL1>": (),
+    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": (),
+    "strip_forward<float, float, float, 5, kSpaced, kL1>": (),
+    "strip_forward<float, float, float, 5, kUnit, kDistance>": (),
+    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": (),
+    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": (),
+    "strip_forward<float, __half, float, 5, kUnit, kL1>": (),
+    "strip_forward<float, __half, float, 5, kSpaced, kL1>": (),
 }
 _FILES = {"float": "float32", "__half": "float16_float32", "__nv_bfloat16": "bfloat16_float32"}
 
@@ -108,7 +107,7 @@ class Resources(NamedTuple):
 @functools.cache
 def _enumerators() -> dict[str, list[str]]:
     """Names of the enumerators that kernels are specialised for: c++filt shows numbers."""
-    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "pixel.cuh"))
+    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "outputs.cuh"))
     found = {}
     for enum in ("Access", "Work"):
         (body,) = re.findall(rf"enum class {enum} {{(.*?)}}", text, re.DOTALL)
@@ -120,7 +119,9 @@ def _enumerators() -> dict[str, list[str]]:
 def readable(mangled: str) -> str:
     """strip<float, __half, 5, kUnit, kL1> and the like."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    name = re.sub(r"^void |pspl::cuda::|\(pspl::(Forward|Backward)Params.*$", "", name).replace("_kernel<", "<")
+    name = re.sub(
+        r"^void |pspl::cuda::|\(anonymous namespace\)::|\(pspl::(Forward|Backward)Params.*$", "", name
+    ).replace("_kernel<", "<")
     name = re.sub(r"StripTraits<(.*)> ?>", r"\1>", name)
     for enum, names in _enumerators().items():
         name = re.sub(rf"\({enum}\)(\d)", lambda match, names=names: names[int(match[1])], name)
@@ -165,7 +166,8 @@ def shared_bytes() -> dict[str, int]:
     source = headers + "using namespace pspl::cuda; int main() {" + "".join(lines) + "}"
     program = BUILD / "shared_bytes"
     shim = EMULATION / "cuda_shim.h"
-    command = ["g++", "-std=c++17", "-include", shim, "-I", CSRC / "cuda", "-x", "c++", "-", "-o", program]
+    command = ["g++", "-std=c++17", "-include", shim, "-isystem", EMULATION / "toolkit", "-I", CSRC / "cuda"]
+    command += ["-x", "c++", "-", "-o", program]
     subprocess.run(command, input=source, text=True, check=True)
     output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     return dict(zip(sizes, map(int, output.split()), strict=True))
@@ -201,25 +203,39 @@ def table(costs: dict[str, dict[int, Resources]]) -> str:
 # ---------------------------------------------------------------- instructions
 
 
-def _instructions(path: Path, kernel: str, architecture: int) -> list[tuple[int, str]]:
-    """``(address, instruction)`` of one kernel."""
+@functools.cache
+def _code(path: Path, architecture: int) -> dict[str, list[tuple[int, str]]]:
+    """``{kernel: [(address, instruction)]}`` of an object."""
     command = [find_tool("cuobjdump"), "-arch", f"sm_{architecture}", "-sass", str(path)]
     sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
     for function in re.split(r"\n\s*Function : ", sass)[1:]:
         mangled, body = function.split("\n", 1)
-        if readable(mangled.strip()) == kernel:
-            return [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
-    raise LookupError(f"{path.name} contains no {kernel}")
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)
+        found[readable(mangled.strip())] = [(int(address, 16), text) for address, text in code]
+    return found
 
 
-def steady_state(kernel: str, architecture: int = 90) -> Counter:
-    """Instructions by kind for one output pixel in the loop over the rows of a strip that complete an output row.
+class Loop(NamedTuple):
+    """The inner loop of a strip kernel, per output pixel."""
+
+    kinds: Counter  # instructions by kind
+    fp32: float  # operations of the FP32 pipe; a packed instruction has two
+    wavefronts: float  # of shared memory, 128 bytes each, per warp
+
+    @property
+    def instructions(self) -> float:
+        return self.kinds.total()
+
+
+def steady_state(kernel: str, architecture: int = 90) -> Loop:
+    """The loop over the rows of a strip that complete an output row.
 
     It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
-    turn.
+    turn. The lanes of a warp access consecutive addresses in shared memory, so a wavefront moves 128 bytes.
     """
     file = _FILES[kernel.split(", ")[1]]
-    code = _instructions(compile_all()[file], kernel, architecture)
+    code = _code(compile_all()[file], architecture)[kernel]
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
@@ -227,11 +243,73 @@ def steady_state(kernel: str, architecture: int = 90) -> Counter:
             body = [other for at, other in code if int(jump[1], 16) <= at <= address]
             if all(any(kind in other for other in body) for kind in ("LDG", "MUFU.EX2")):
                 loops.append(body)
-    body = min(loops, key=len)
-    kinds = Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in body)
-    del kinds["NOP"]
-    pixels = sum("MUFU.EX2" in text for text in body)
-    return Counter({kind: count / pixels for kind, count in kinds.items()})
+    body = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0] for text in min(loops, key=len)]
+    body = [name for name in body if name != "NOP"]
+    pixels = sum(name.startswith("MUFU.EX2") for name in body)
+    kinds = Counter(name.split(".")[0] for name in body)
+    width = {"128": 4, "64": 2}
+    wavefronts = sum(width.get(name.split(".")[-1], 1) for name in body if name.startswith(("LDS", "STS")))
+    fp32 = sum(count * (2 if kind.endswith("2") else 1) for kind, count in kinds.items() if kind in FP32)
+    return Loop(Counter({kind: count / pixels for kind, count in kinds.items()}), fp32 / pixels, wavefronts / pixels)
+
+
+FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
+
+
+# ---------------------------------------------------------------- time
+
+
+class Gpu(NamedTuple):
+    """Peak figures of the manufacturer's data sheets."""
+
+    architecture: int
+    multiprocessors: int
+    gigahertz: float  # boost clock
+    gigabytes: float  # of memory traffic per second
+    fp32_lanes: int  # per multiprocessor
+    shared_bytes: int  # of a multiprocessor
+    name: str
+
+    @property
+    def pixels_per_ns(self) -> float:
+        """What divides a time in cycles of one multiprocessor per pixel."""
+        return self.multiprocessors * self.gigahertz
+
+
+KIB = 1024
+GPUS = (
+    Gpu(75, 40, 1.59, 320, 64, 64 * KIB, "T4"),
+    Gpu(80, 108, 1.41, 2039, 64, 164 * KIB, "A100 80GB"),
+    Gpu(86, 82, 1.695, 936, 128, 100 * KIB, "RTX 3090"),
+    Gpu(89, 128, 2.52, 1008, 128, 100 * KIB, "RTX 4090"),
+    Gpu(89, 142, 2.52, 864, 128, 100 * KIB, "L40S"),
+    Gpu(90, 132, 1.98, 3350, 128, 228 * KIB, "H100 SXM"),
+    Gpu(90, 132, 1.98, 4800, 128, 228 * KIB, "H200"),
+    Gpu(100, 148, 1.965, 8000, 128, 228 * KIB, "B200"),
+    Gpu(120, 170, 2.407, 1792, 128, 100 * KIB, "RTX 5090"),
+)
+
+
+def time_model(gpu: Gpu, loop: Loop, bytes_per_pixel: float) -> dict[str, float]:
+    """Picoseconds per pixel that each resource of a GPU needs at least, in the inner loop of a large image.
+
+    A multiprocessor issues four warp instructions per cycle, executes ``fp32_lanes`` FP32 operations, and moves one wavefront
+    of shared memory. The kernel takes at least as long as the largest of these, and about as long if it is well balanced.
+    """
+    cycles = {
+        "issue": loop.instructions / (4 * 32),
+        "FP32": loop.fp32 / gpu.fp32_lanes,
+        "shared": loop.wavefronts / 32,
+    }
+    times = {name: 1000 * count / gpu.pixels_per_ns for name, count in cycles.items()}
+    return {**times, "DRAM": 1000 * bytes_per_pixel / gpu.gigabytes}
+
+
+def resident_warps(gpu_or_architecture_bytes: int, registers: int, block_bytes: int) -> int:
+    """Warps of a strip kernel on one multiprocessor: limited by 65536 registers or by shared memory."""
+    by_registers = 65536 // (128 * -(-registers // 8) * 8)
+    by_shared = gpu_or_architecture_bytes // (block_bytes + 1024)
+    return 4 * min(by_registers, by_shared)
 
 
 def main() -> None:
