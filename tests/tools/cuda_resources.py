@@ -1,5 +1,5 @@
 """The resources of the CUDA kernels, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
-architecture, and the instructions of a training step's inner loop.
+architecture; the instructions of the inner loops of training kernels; and the time that these take at the peak rates of a GPU.
 
     python tests/tools/cuda_resources.py
 
@@ -35,17 +35,19 @@ FLAGS = (
 )
 PROCESSES = 2
 
-# The kernels of training steps, and the most instructions per output pixel of their inner loop, by architecture.
+# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES.
 LIMITS = {
-    "strip_forward<float, float, float, 5, kUnit, kL1>": (),
-    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": (),
-    "strip_forward<float, float, float, 5, kSpaced, kL1>": (),
-    "strip_forward<float, float, float, 5, kUnit, kDistance>": (),
-    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": (),
-    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": (),
-    "strip_forward<float, __half, float, 5, kUnit, kL1>": (),
-    "strip_forward<float, __half, float, 5, kSpaced, kL1>": (),
+    "strip_forward<float, float, float, 5, kUnit, kL1>": (145, 146, 146, 146, 150, 101, 147),
+    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": (150, 151, 151, 151, 155, 107, 150),
+    "strip_forward<float, float, float, 5, kSpaced, kL1>": (155, 156, 156, 156, 164, 110, 155),
+    "strip_forward<float, float, float, 5, kUnit, kDistance>": (176, 177, 177, 177, 181, 124, 170),
+    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": (162, 148, 148, 148, 152, 103, 150),
+    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": (174, 160, 160, 160, 167, 113, 157),
+    "strip_forward<float, __half, float, 5, kUnit, kL1>": (149, 148, 148, 148, 152, 103, 150),
+    "strip_forward<float, __half, float, 5, kSpaced, kL1>": (159, 160, 160, 160, 167, 113, 157),
 }
+# The FP32 pipe; the last three have two operations each.
+_FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
 _FILES = {"float": "float32", "__half": "float16_float32", "__nv_bfloat16": "bfloat16_float32"}
 
 
@@ -153,8 +155,9 @@ def resources() -> dict[str, dict[int, Resources]]:
     return dict(sorted((readable(mangled), costs) for mangled, costs in table.items()))
 
 
-def shared_bytes() -> dict[str, int]:
-    """Dynamic shared memory of a block, by kernel without the arguments that do not change it."""
+@functools.cache
+def shared_bytes(architecture: int) -> dict[str, int]:
+    """Shared memory that a block uses on an architecture, by kernel without the arguments that do not change it."""
     sizes = {
         f"strip_forward<{t}, {r}>": f"StripShared<StripTraits<{t}, {t}, {t}, {r}, Access::kGeneral, Work::kAll>>"
         for t in ("float", "double")
@@ -167,7 +170,7 @@ def shared_bytes() -> dict[str, int]:
     program = BUILD / "shared_bytes"
     shim = EMULATION / "cuda_shim.h"
     command = ["g++", "-std=c++17", "-include", shim, "-isystem", EMULATION / "toolkit", "-I", CSRC / "cuda"]
-    command += ["-x", "c++", "-", "-o", program]
+    command += [f"-DPSPL_EMULATED_ARCHITECTURE={architecture}", "-x", "c++", "-", "-o", program]
     subprocess.run(command, input=source, text=True, check=True)
     output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     return dict(zip(sizes, map(int, output.split()), strict=True))
@@ -190,13 +193,14 @@ def table(costs: dict[str, dict[int, Resources]]) -> str:
     def cell(cost: Resources) -> str:
         return f"{cost.registers}" + (f"+{cost.spills}" if cost.spills else f"*{cost.stack}" if cost.stack else "")
 
-    sizes = shared_bytes()
+    sizes = {architecture: shared_bytes(architecture) for architecture in (75, 90)}
     width = max(map(len, costs))
-    lines = [f"{'':{width}}{'shared':>8}  registers (+spilled bytes, *stack bytes)"]
-    lines.append(f"{'':{width}}{'bytes':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
+    lines = [f"{'':{width}}{'shared bytes':>16}  registers (+spilled bytes, *stack bytes)"]
+    lines.append(f"{'':{width}}{'sm_75':>8}{'sm_90':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
     for kernel, by_architecture in costs.items():
         cells = "".join(f"{cell(by_architecture[a]):>9}" for a in ARCHITECTURES)
-        lines.append(f"{kernel:{width}}{_shared_by(kernel, sizes):>8}{cells}")
+        shared = "".join(f"{_shared_by(kernel, by_kernel):>8}" for by_kernel in sizes.values())
+        lines.append(f"{kernel:{width}}{shared}{cells}")
     return "\n".join(lines)
 
 
@@ -249,11 +253,8 @@ def steady_state(kernel: str, architecture: int = 90) -> Loop:
     kinds = Counter(name.split(".")[0] for name in body)
     width = {"128": 4, "64": 2}
     wavefronts = sum(width.get(name.split(".")[-1], 1) for name in body if name.startswith(("LDS", "STS")))
-    fp32 = sum(count * (2 if kind.endswith("2") else 1) for kind, count in kinds.items() if kind in FP32)
+    fp32 = sum(count * (2 if kind.endswith("2") else 1) for kind, count in kinds.items() if kind in _FP32)
     return Loop(Counter({kind: count / pixels for kind, count in kinds.items()}), fp32 / pixels, wavefronts / pixels)
-
-
-FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
 
 
 # ---------------------------------------------------------------- time
@@ -305,11 +306,45 @@ def time_model(gpu: Gpu, loop: Loop, bytes_per_pixel: float) -> dict[str, float]
     return {**times, "DRAM": 1000 * bytes_per_pixel / gpu.gigabytes}
 
 
-def resident_warps(gpu_or_architecture_bytes: int, registers: int, block_bytes: int) -> int:
-    """Warps of a strip kernel on one multiprocessor: limited by 65536 registers or by shared memory."""
-    by_registers = 65536 // (128 * -(-registers // 8) * 8)
-    by_shared = gpu_or_architecture_bytes // (block_bytes + 1024)
-    return 4 * min(by_registers, by_shared)
+def resident_warps(gpu: Gpu, cost: Resources, block_bytes: int) -> int:
+    """Warps of a kernel on one multiprocessor, which has 65536 registers."""
+    per_block = 128 * -(-cost.registers // 8) * 8
+    return 4 * min(65536 // per_block, gpu.shared_bytes // (block_bytes + 1024))
+
+
+def loop_table(kernels: list[str] | None = None) -> str:
+    """A Markdown table of the inner loops: what one output pixel costs."""
+    lines = [
+        "| kernel | architecture | instructions | FFMA, FMUL, FADD | packed | MUFU | integer, moves | memory | FP32 operations | "
+        "wavefronts |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kernel in kernels or LIMITS:
+        for architecture in ARCHITECTURES:
+            loop = steady_state(kernel, architecture)
+
+            def count(*kinds, loop=loop):
+                return sum(loop.kinds[kind] for kind in kinds)
+
+            scalar, packed = count("FFMA", "FMUL", "FADD"), count("FFMA2", "FMUL2", "FADD2")
+            memory = count("LDG", "STG", "LDS", "STS", "LDC", "ULDC")
+            rest = loop.instructions - scalar - packed - memory - loop.kinds["MUFU"]
+            cells = (loop.instructions, scalar, packed, loop.kinds["MUFU"], rest, memory, loop.fp32, loop.wavefronts)
+            name = kernel.removeprefix("strip_forward").strip("<>")
+            lines.append(f"| `{name}` | sm_{architecture} | " + " | ".join(f"{cell:g}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def time_table(kernel: str = "strip_forward<float, float, float, 5, kUnit, kL1>", bytes_per_pixel: float = 12) -> str:
+    """A Markdown table of time_model() with the resident warps, for float32 images and their gradient by default."""
+    lines = ["| GPU | resident warps | issue | FP32 | shared memory | DRAM | limit |", "|---|---|---|---|---|---|---|"]
+    costs = resources()[kernel]
+    for gpu in GPUS:
+        times = time_model(gpu, steady_state(kernel, gpu.architecture), bytes_per_pixel)
+        warps = resident_warps(gpu, costs[gpu.architecture], _shared_by(kernel, shared_bytes(gpu.architecture)))
+        cells = " | ".join(f"{time:.2f}" for time in times.values())
+        lines.append(f"| {gpu.name} (sm_{gpu.architecture}) | {warps} | {cells} | {max(times, key=times.get)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -318,11 +353,12 @@ def main() -> None:
     print(table(resources()))
     if find_tool("cuobjdump") is None:
         sys.exit("There is no cuobjdump to count instructions with: pip install nvidia-cuda-cuobjdump.")
-    print("\nInner loops, sm_90: instructions per output pixel (limit)")
-    for kernel, limit in LIMITS.items():
-        kinds = steady_state(kernel)
-        print(f"{kernel}: {kinds.total():.1f} ({limit:g})")
-        print("    " + ", ".join(f"{count:g} {kind}" for kind, count in kinds.most_common()))
+    print("\nInner loops, per output pixel; wavefronts of 128 bytes of shared memory per warp\n")
+    print(loop_table())
+    print(
+        "\nl1 of float32 images: picoseconds per pixel that a resource takes at its peak rate (a model, not a measurement)\n"
+    )
+    print(time_table())
 
 
 if __name__ == "__main__":
