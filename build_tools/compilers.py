@@ -89,8 +89,8 @@ def why_no_vectors(windows: bool = WINDOWS) -> str | None:
     if error is None:
         return None
     return (
-        f"the C++ compiler {' '.join(cxx_compiler())} lacks the vector types of g++ and clang ({error}): the CPU kernels need g++ "
-        "11 or clang 14 or later; set CXX to one and reinstall"
+        f"the C++ compiler {' '.join(cxx_compiler())} lacks the vector types of g++ and clang ({error}): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
     )
 
 

@@ -38,6 +38,7 @@ def costs():
     return cuda_resources.resources()
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_every_kernel_compiles_for_every_architecture(costs):
     """Without warnings, or the fixture fails. The names are those that the launchers ask for, so none is forgotten."""
@@ -50,6 +51,7 @@ def test_every_kernel_compiles_for_every_architecture(costs):
                 assert f"strip_forward<float, {sr}, {hr}, 5, kUnit, {work}>" in costs
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_nothing_spills(costs):
     """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
@@ -62,6 +64,7 @@ def test_nothing_spills(costs):
     assert not spilling
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_training_kernels_fit_four_times(costs):
     """The kernels of the common training step leave room for four blocks on a multiprocessor."""
@@ -71,6 +74,7 @@ def test_training_kernels_fit_four_times(costs):
         assert max(cost.registers for cost in by_architecture.values()) <= MAX_REGISTERS, kernel
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 @pytest.mark.parametrize("kernel", cuda_resources.LIMITS)
@@ -87,6 +91,7 @@ def test_instructions_per_pixel(kernel, capsys):
     assert all(loop.fp32 >= 88 for loop in loops.values())
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 def test_statistics_cost_little():
@@ -98,6 +103,7 @@ def test_statistics_cost_little():
     assert with_stats.instructions <= 1.04 * without.instructions
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 def test_sm_100_has_packed_multiply_adds():
@@ -108,6 +114,7 @@ def test_sm_100_has_packed_multiply_adds():
         assert packed == (44 if architecture == 100 else 0)
 
 
+@pytest.mark.deep
 @needs_nvcc
 @pytest.mark.parametrize("gpu", cuda_resources.GPUS, ids=lambda gpu: gpu.name)
 def test_plan_knows_the_resident_blocks(costs, gpu):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +186,7 @@ def _run(prefix, program, cases):
     return subprocess.run([*prefix, str(program), cases], env=environment, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("sanitizer", "cases"), [("memory", "all"), ("races", "small")])
 def test_sanitizers_find_nothing(sanitizer, cases, tmp_path):
     """AddressSanitizer and UBSan over every dtype, padding, window, layout and tail; ThreadSanitizer over a few small images."""
@@ -325,6 +325,7 @@ def _planted(plant, folder):
     return build.driver(sanitizer, csrc=folder / "csrc", float32_only=True)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("plant", PLANTS)
 def test_planted_bugs_are_found(plant, tmp_path):
     """Each checker, shown the bug that it is for."""

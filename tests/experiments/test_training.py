@@ -223,6 +223,7 @@ def test_low_precision_keeps_the_image(folder, tmp_path):
     torch.testing.assert_close(trained.model(lr), enlarged)
 
 
+@pytest.mark.deep
 def test_compile(folder, tmp_path):
     """The same run, and its checkpoint has the network's own names."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"

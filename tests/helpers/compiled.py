@@ -1,7 +1,7 @@
 """Compiles the C++ and CUDA sources that tests need, and keeps the results in the user's cache folder.
 
-An object is stored under a hash of all that it depends on: the compiler and its flags, the source, and the headers that it includes.
-So a fresh clone, a second pytest process and a planted copy of the sources find what was compiled before. ``PSPL_TEST_CACHE`` names
+An object is stored under a hash of all that it depends on: compiler, flags, source, and the headers that it includes.
+A fresh clone, a second process and a planted copy of the sources find what was compiled before. ``PSPL_TEST_CACHE`` names
 another folder; files that no run has used for 30 days are removed.
 """
 

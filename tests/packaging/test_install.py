@@ -258,14 +258,15 @@ def test_cxx_compiler_is_tried(build_tools, tmp_path, monkeypatch):
 @NEEDS_SOURCES
 def test_a_compiler_without_vector_types_builds_cuda_kernels_only(build_tools, tmp_path, monkeypatch, capsys):
     """MSVC compiles standard C++; the CPU kernels need more."""
-    script = 'case "$*" in *-std=*) exit 1 ;; esac; grep -q vector_size trial.cpp && echo "error C2065: vector_size" && exit 1; exit 0'
+    script = """case "$*" in *-std=*) exit 1 ;; esac
+        if grep -q vector_size trial.cpp; then echo "error C2065: vector_size"; exit 1; fi"""
     cl = program(tmp_path / "bin" / "cl", script)
     monkeypatch.setenv("CXX", cl)
     assert build_tools.compilers.why_no_cxx(windows=True) is None
     reason = build_tools.compilers.why_no_vectors(windows=True)
     assert reason == (
-        f"the C++ compiler {cl} lacks the vector types of g++ and clang (error C2065: vector_size): the CPU kernels need g++ 11 or "
-        "clang 14 or later; set CXX to one and reinstall"
+        f"the C++ compiler {cl} lacks the vector types of g++ and clang (error C2065: vector_size): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
     )
     home = fake_toolkit(tmp_path / "cuda")
     monkeypatch.setenv("CUDA_HOME", str(home))

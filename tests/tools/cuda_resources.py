@@ -66,8 +66,8 @@ def find_tool(name: str) -> str | None:
 def compile_all(sources: list[Path] | None = None) -> dict[str, Path]:
     """Compile every .cu file for every architecture, unless helpers/compiled.py has the result, and return the objects by name.
 
-    The output of ptxas is beside each object, with the suffix ``.log``. Raises RuntimeError with nvcc's output if there are errors
-    or warnings.
+    The output of ptxas is beside each object, with the suffix ``.log``. Raises RuntimeError with nvcc's output if there are
+    errors or warnings.
     """
     sources = sources or sorted((CSRC / "cuda").rglob("*.cu"))
     architectures = [part for n in ARCHITECTURES for part in ("-gencode", f"arch=compute_{n},code=sm_{n}")]

@@ -24,6 +24,8 @@ DRIVER = HERE / "cpu_kernel" / "driver.cpp"
 
 X86 = "x86_64"
 pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.xdist_group("cpu_kernel"),  # one run of the sanitized driver serves most tests
     pytest.mark.skipif(os.uname().machine != X86, reason="the instruction sets are those of x86-64"),
     pytest.mark.skipif(not (CSRC.exists() and (ROOT / "setup.py").exists()), reason="needs the source tree"),
 ]

@@ -116,7 +116,7 @@ def test_bindings_are_standard_cpp(compiler, name):
 
 def test_an_extension_of_a_compiler_is_found(tmp_path):
     (tmp_path / "extended.cpp").write_text("int sum(int n) { int values[n]; return sizeof(values); }")
-    with pytest.raises(AssertionError, match="variable length|variable-length"):
+    with pytest.raises(AssertionError, match=r"variable.length"):
         check_standard("g++", [], [tmp_path / "extended.cpp"])
 
 
