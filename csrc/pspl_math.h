@@ -117,10 +117,9 @@ struct PixelLoss {
 template <typename Math, typename V, typename T>
 PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T eps_squared) {
   if (distance == Distance::kL1) {
-    // sign(0) = 0. A NaN difference gives a NaN gradient, because the attention of its own window is NaN.
-    const V zero = V(T(0));
-    return {attention * Math::absolute(difference),
-            Math::select(difference == zero, zero, Math::copy_sign(attention, difference))};
+    // sign(0) = 0, by which the attention is multiplied: the NaN of a window reaches its pixels without a difference.
+    const V magnitude = Math::select(difference == V(T(0)), V(T(0)), V(T(1)));
+    return {attention * Math::absolute(difference), attention * Math::copy_sign(magnitude, difference)};
   }
   const V weight = attention * attention;
   const V square = weight * difference * difference;
