@@ -71,7 +71,7 @@ def _keywords(rng: random.Random) -> dict:
         "mu": rng.uniform(-1, 1),
         "distance": rng.choice(DISTANCES),
         "window_size": rng.choice([1, 3, 5, 7, 9, 11, 13, 17, 31]),
-        "sigma": rng.uniform(0.6, 3),
+        "sigma": rng.uniform(*rng.choice([(0.15, 0.6), (0.6, 3)])),
         "padding": rng.choice(PADDINGS),
         "eps": 10 ** rng.uniform(-4, -1),
         "reduction": rng.choice(REDUCTIONS),
