@@ -54,7 +54,7 @@ def decide(torch: Torch | None) -> Decision:
     _print(f"building against torch {torch.version} of {torch.folder.parent}")
     off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
     no_cxx = None if all(off.values()) else compilers.why_no_cxx()
-    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else no_cxx
+    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else no_cxx or compilers.why_no_vectors()
     toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else no_cxx
     if cuda is None:
         toolkit, architectures, cuda = _decide_cuda(torch)

@@ -126,7 +126,7 @@ def test_a_warning_is_an_error(tmp_path):
     source = tmp_path / "warned.cu"
     source.write_text("__global__ void kernel(int* out) { int unused; *out = 1; }")
     with pytest.raises(RuntimeError, match="unused"):
-        cuda_resources.compile_all([source], tmp_path)
+        cuda_resources.compile_all([source])
 
 
 @needs_nvcc
@@ -145,7 +145,7 @@ def test_spills_are_seen(tmp_path):
         }
         """
     )
-    cuda_resources.compile_all([source], tmp_path)
-    costs = cuda_resources.parse_log((tmp_path / "spilling.log").read_text())
+    log = cuda_resources.compile_all([source])["spilling"].with_suffix(".log")
+    costs = cuda_resources.parse_log(log.read_text())
     assert {architecture for _, architecture in costs} == set(cuda_resources.ARCHITECTURES)
     assert all(cost.registers <= 64 and cost.spills > 0 and cost.stack > 0 for cost in costs.values())

@@ -193,8 +193,7 @@ def _run(prefix, program, cases):
 def test_sanitizers_find_nothing(sanitizer, cases, architecture, tmp_path):
     """AddressSanitizer and UBSan over every dtype, padding, window, layout and tail; ThreadSanitizer over a few small images."""
     prefix = _runner(sanitizer, tmp_path)
-    folder = build.BUILD / f"{sanitizer}_sm_{architecture}"
-    program = build.driver(sanitizer, folder=folder, float32_only=sanitizer == "races", architecture=architecture)
+    program = build.driver(sanitizer, float32_only=sanitizer == "races", architecture=architecture)
     result = _run(prefix, program, cases)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(" cases\n")
@@ -204,8 +203,7 @@ def test_architectures_agree_to_the_bit():
     """Squares before they are stored (sm_80) and after they are loaded (sm_90)."""
     outputs = []
     for architecture in (80, 90):
-        folder = build.BUILD / f"sm_{architecture}"
-        program = build.driver("none", folder=folder, float32_only=True, architecture=architecture)
+        program = build.driver("none", float32_only=True, architecture=architecture)
         outputs.append(_run([], program, "all").stdout)
     assert outputs[0] == outputs[1]
     assert outputs[0].startswith("checksum ")
@@ -329,20 +327,14 @@ PLANTS = {
 }
 
 
-def _planted(plant):
-    """A copy of csrc with the bug in it, in a folder that is kept: files are written only if they change, for ninja's sake."""
+def _planted(plant, folder):
+    """The driver with the bug in it."""
     sanitizer, file, before, after, _ = PLANTS[plant]
-    folder = build.BUILD / "planted" / plant.replace(" ", "-")
-    for source in filter(Path.is_file, build.CSRC.rglob("*")):
-        copy = folder / "csrc" / source.relative_to(build.CSRC)
-        text = source.read_text()
-        if source.name == file:
-            assert text.count(before) == 1, f"{file} has changed: plant this bug in another way"
-            text = text.replace(before, after)
-        if not copy.exists() or copy.read_text() != text:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text)
-    return build.driver(sanitizer, folder=folder, csrc=folder / "csrc", float32_only=True)
+    shutil.copytree(build.CSRC, folder / "csrc")
+    (source,) = (folder / "csrc").rglob(file)
+    assert source.read_text().count(before) == 1, f"{file} has changed: plant this bug in another way"
+    source.write_text(source.read_text().replace(before, after))
+    return build.driver(sanitizer, csrc=folder / "csrc", float32_only=True)
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -350,7 +342,7 @@ def test_planted_bugs_are_found(plant, tmp_path):
     """Each checker, shown the bug that it is for."""
     sanitizer, *_, complaint = PLANTS[plant]
     prefix = _runner(sanitizer, tmp_path)
-    result = _run(prefix, _planted(plant), "all" if sanitizer == "memory" else "small")
+    result = _run(prefix, _planted(plant, tmp_path), "all" if sanitizer == "memory" else "small")
     assert result.returncode != 0, "the planted bug was not found"
     assert complaint in result.stderr
 

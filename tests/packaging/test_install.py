@@ -256,6 +256,42 @@ def test_cxx_compiler_is_tried(build_tools, tmp_path, monkeypatch):
 
 
 @NEEDS_SOURCES
+def test_a_compiler_without_vector_types_builds_cuda_kernels_only(build_tools, tmp_path, monkeypatch, capsys):
+    """MSVC compiles standard C++; the CPU kernels need more."""
+    script = 'case "$*" in *-std=*) exit 1 ;; esac; grep -q vector_size trial.cpp && echo "error C2065: vector_size" && exit 1; exit 0'
+    cl = program(tmp_path / "bin" / "cl", script)
+    monkeypatch.setenv("CXX", cl)
+    assert build_tools.compilers.why_no_cxx(windows=True) is None
+    reason = build_tools.compilers.why_no_vectors(windows=True)
+    assert reason == (
+        f"the C++ compiler {cl} lacks the vector types of g++ and clang (error C2065: vector_size): the CPU kernels need g++ 11 or "
+        "clang 14 or later; set CXX to one and reinstall"
+    )
+    home = fake_toolkit(tmp_path / "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(build_tools.compilers, "why_no_cxx", lambda: None)
+    monkeypatch.setattr(build_tools.compilers, "why_no_vectors", lambda: reason)
+    decision = build_tools.decisions.decide(fake_torch(build_tools))
+    assert (decision.why_no_cpu, decision.why_no_cuda) == (reason, None)
+    assert "CUDA kernels: yes" in capsys.readouterr().err
+
+
+@NEEDS_SOURCES
+def test_flags_for_msvc(build_tools):
+    """cl.exe and the nvcc that calls it get no flag of g++."""
+    flags = build_tools.compilers.compile_flags(windows=True)
+    assert flags["cxx"][0] == "/O2"
+    assert all(flag.startswith("/") for flag in flags["cxx"])
+    # nvcc's own options are the same on every system; cl's follow -Xcompiler.
+    passed = [flag for before, flag in zip(flags["nvcc"], flags["nvcc"][1:], strict=False) if before == "-Xcompiler"]
+    assert passed == flags["cxx"][1:]
+    assert [flag for flag in flags["nvcc"] if flag not in passed] == ["-O3", *["-Xcompiler"] * len(passed)]
+    assert not any(
+        flag.startswith("/") for kind in build_tools.compilers.compile_flags(windows=False).values() for flag in kind
+    )
+
+
+@NEEDS_SOURCES
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_this_cxx_compiler_passes_its_trial(build_tools):
     assert build_tools.compilers.why_no_cxx() is None

@@ -14,7 +14,7 @@ from helpers import oracle, tolerances
 from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_pair
 
 INF = math.inf
-heavy = pytest.mark.heavy
+heavy = pytest.mark.not_on("emulated")  # too slow
 
 
 # ---------------------------------------------------------------- shapes and keywords

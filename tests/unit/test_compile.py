@@ -24,8 +24,6 @@ def compiled():
 @pytest.fixture
 def traceable(backend):
     """Backends that the compiler sees as the package's own."""
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
     return backend
 
 
@@ -109,11 +107,10 @@ def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.not_on("reference")  # slow to compile, and without fake kernels
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_compile_with_inductor(traceable, distance):
     """The default compiler checks at run time that strides are what the fake kernels said."""
-    if not traceable.fused:
-        pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
     torch._dynamo.reset()
     sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
     sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
@@ -166,12 +163,11 @@ LOSSES = {
 }
 
 
+@pytest.mark.not_on("reference")  # slow to compile; test_compile_with_changing_shapes has it
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
-    if not traceable.fused:
-        pytest.skip("slow to compile; test_compile_with_changing_shapes has it")
     keywords, dtype = LOSSES[loss]
     if loss.startswith("PSPLLoss"):
         eager = PSPLLoss(**keywords, start_iteration=1, backend=traceable.name)

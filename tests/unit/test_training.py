@@ -98,10 +98,9 @@ def test_anomaly_mode_names_the_loss(fused):
         fused.pspl_loss(leaf_copy(sr), hr, 1.0).backward()
 
 
+@pytest.mark.not_on("emulated")  # bound by pybind11, which the compiler can't trace
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_compiled_autograd(backend, distance):
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
     torch._dynamo.reset()
 
     def compiled():

@@ -21,8 +21,6 @@ DISTANCES = ["l1", "l2", "charbonnier"]
 @pytest.fixture
 def dispatched(backend):
     """Backends that are operators of torch, or made of them."""
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which torch can't record")
     return backend
 
 
