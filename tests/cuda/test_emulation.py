@@ -187,14 +187,26 @@ def _run(prefix, program, cases):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(("sanitizer", "cases"), [("memory", "all"), ("races", "small")])
-def test_sanitizers_find_nothing(sanitizer, cases, tmp_path):
+@pytest.mark.parametrize(
+    ("sanitizer", "cases", "architecture"), [("memory", "all", 90), ("races", "small", 80), ("races", "small", 90)]
+)
+def test_sanitizers_find_nothing(sanitizer, cases, architecture, tmp_path):
     """AddressSanitizer and UBSan over every dtype, padding, window, layout and tail; ThreadSanitizer over a few small images."""
     prefix = _runner(sanitizer, tmp_path)
-    program = build.driver(sanitizer, float32_only=sanitizer == "races")
+    program = build.driver(sanitizer, float32_only=sanitizer == "races", architecture=architecture)
     result = _run(prefix, program, cases)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(" cases\n")
+
+
+def test_architectures_agree_to_the_bit():
+    """Squares before they are stored (sm_80) and after they are loaded (sm_90)."""
+    outputs = []
+    for architecture in (80, 90):
+        program = build.driver("none", float32_only=True, architecture=architecture)
+        outputs.append(_run([], program, "all").stdout)
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("checksum ")
 
 
 # name: checker, file, what stands there, what the bug makes of it, what the checker says

@@ -145,7 +145,7 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == train_sr.INTERRUPTED, errors

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -619,7 +618,10 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     """After ``pip install .``, Python started in the source folder imports the sources, which hold no kernels."""
     if not pspl_cuda.backend_info()["cpu"]["available"]:
         pytest.skip("the CPU kernel is not built")
-    if not Path(str(distribution("pspl_cuda").locate_file("pspl_cuda"))).exists():
+    # In isolated mode, so that the source folder's own metadata is not found.
+    code = "from importlib.metadata import distribution; print(distribution('pspl_cuda').locate_file('pspl_cuda'))"
+    installed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    if not Path(installed.strip()).exists():
         pytest.skip("installed in editable mode: source and installed package are one")
     copy = tmp_path / "pspl_cuda"
     copy.mkdir()

@@ -75,6 +75,7 @@ def module() -> Path:
 
 
 SANITIZERS = {
+    "none": ("fibers.cpp", "-O1"),
     # The machine of fibers, and every way to leave an array or the language.
     "memory": ("fibers.cpp", "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"),
     # The machine of threads.
@@ -82,9 +83,10 @@ SANITIZERS = {
 }
 
 
-def driver(sanitizer: str, *, csrc: Path = CSRC, float32_only: bool = False) -> Path:
-    """driver.cpp with the kernels in ``csrc`` under one of SANITIZERS."""
+def driver(sanitizer: str, *, csrc: Path = CSRC, float32_only: bool = False, architecture: int = 90) -> Path:
+    """driver.cpp with the kernels in ``csrc``, as compiled for an architecture, under one of SANITIZERS."""
     machine, flags = SANITIZERS[sanitizer]
+    flags += f" -DPSPL_EMULATED_ARCHITECTURE={architecture}"
     sources = sorted((csrc / "cuda").rglob("*.cu"))
     if float32_only:
         sources = [source for source in sources if source.stem in ("forward", "backward", "float32")]
