@@ -27,6 +27,7 @@ def traceable(backend):
     return backend
 
 
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile(traceable, compiled, distance, reduction):
@@ -81,6 +82,7 @@ def test_compile_with_a_step_number(traceable, compiled):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.deep_on("reference")
 def test_compile_with_changing_shapes(traceable, compiled):
     """Validation images have many sizes: one more graph, with symbolic sizes."""
     function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
@@ -163,8 +165,11 @@ LOSSES = {
 }
 
 
-@pytest.mark.not_on("reference")  # slow to compile; test_compile_with_changing_shapes has it
-@pytest.mark.parametrize("way", WAYS)
+slow_reference = pytest.mark.not_on("reference")  # slow to compile; other tests have it
+
+
+@slow_reference
+@pytest.mark.parametrize("way", [way if way == "plain" else pytest.param(way, marks=pytest.mark.deep) for way in WAYS])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
@@ -198,13 +203,14 @@ def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     assert counter.frame_count <= FEW
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("name", ["gamma", "data_range", "beta", "alpha", "sigma", "step"])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=[pytest.mark.deep, slow_reference])])
+@pytest.mark.parametrize(
+    "name",
+    ["gamma", *(pytest.param(n, marks=slow_reference) for n in ("data_range", "beta", "alpha", "sigma", "step"))],
+)
 def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
     """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a
     constant of the graph, so each new value compiles again; the step does not."""
-    if not traceable.fused and (dynamic or name != "gamma"):
-        pytest.skip("slow to compile, and no different")
     sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
 
     def loss(a, b, value):
