@@ -38,6 +38,7 @@ _choose_hypothesis_profile()
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "heavy: too slow for the emulated kernels")
+    config.addinivalue_line("markers", "frameworks: needs the packages that nox -s frameworks installs")
 
 
 def pytest_collection_modifyitems(config, items):
