@@ -51,6 +51,18 @@ def deep(session: nox.Session) -> None:
     session.run("pytest", "-m", "deep", *session.posargs)
 
 
+@nox.session(python="3.11")
+def frameworks(session: nox.Session) -> None:
+    """The plug-ins with the frameworks' own packages, on a CPU."""
+    install_package(session, "test")
+    session.install("accelerate==1.15.0", "lightning==2.6.6", "mmengine==0.10.7", "transformers==5.23.0")
+    # BasicSR imports a module that torchvision 0.17 removed. Of 0.16 it needs only what is written in Python, so that any torch
+    # will do; torchvision's metadata pins one.
+    session.install("--no-deps", "torchvision==0.16.2", "basicsr==1.4.2", "realesrgan==0.3.0")
+    session.install("future", "lmdb", "requests", "scipy")
+    session.run("pytest", "-m", "frameworks", "tests/frameworks", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff and clang-format."""

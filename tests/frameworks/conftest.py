@@ -1,4 +1,4 @@
-"""Tests with the frameworks' own packages, collected by ``pytest -m frameworks`` only; ``nox -s frameworks`` installs the packages."""
+"""Tests with the frameworks' own packages, which ``nox -s frameworks`` installs. Collected by ``pytest -m frameworks`` only."""
 
 
 def pytest_ignore_collect(config):

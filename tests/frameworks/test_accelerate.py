@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from helpers.framework_docs import snippet
+from helpers.framework_docs import PAGE, snippet
 from pspl_cuda import PSPLLoss, pspl_loss
 from pspl_cuda.integrations.accelerate import PSPLSchedule
 
@@ -40,24 +43,25 @@ class CountingSGD(torch.optim.SGD):
         return super().step(closure)
 
 
-def train(epochs, tmp_path, *, resume=False, **accelerator):
-    """The loop in the docs, for some epochs; returns the loss and the optimizer."""
+def train(epochs, folder, *, resume=False, **options):
+    """The loop in the docs, for some epochs; returns the loss and the user's optimizer."""
     AcceleratorState._reset_state(reset_partial_state=True)
     criterion = Recorded(beta=1.0)
     network = nn.Conv2d(3, 3, 3, padding=1)
     optimizer = CountingSGD(network.parameters(), lr=1e-3)
     pairs = [(torch.rand(3, 8, 8), torch.rand(3, 8, 8)) for _ in range(BATCHES)]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3, **options)
+    prepared = accelerator.prepare(network, optimizer, torch.utils.data.DataLoader(pairs))
     names = {
+        "accelerator": accelerator,
         "criterion": criterion,
-        "network": network,
-        "optimizer": optimizer,
-        "loader": torch.utils.data.DataLoader(pairs),
-        "accelerator": Accelerator(cpu=True, gradient_accumulation_steps=3, **accelerator),
-        "epochs": epochs,
-        "resume_from": str(tmp_path) if resume else None,
+        "resume_from": str(folder) if resume else None,
+        "network": prepared[0],
+        "optimizer": prepared[1],
+        "loader": itertools.chain.from_iterable(prepared[2] for _ in range(epochs)),
     }
     exec(snippet("accelerate", "py"), names)
-    names["accelerator"].save_state(str(tmp_path))
+    accelerator.save_state(str(folder))
     return criterion, optimizer
 
 
@@ -79,6 +83,28 @@ def test_bfloat16(tmp_path):
     assert criterion.seen == [1, 1, 1, 2, 2, 2, 3]
     # accelerate converts the outputs of a prepared network to float32.
     assert criterion.dtypes == {(torch.float32, torch.float32, torch.float32)}
+
+
+def test_script_that_counts_its_steps():
+    """As diffusers' scripts: the line of the docs before each call."""
+    (line,) = re.findall(r"`(criterion\.iteration = global_step)`", PAGE.read_text())
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    pairs = [(torch.rand(3, 8, 8), torch.rand(3, 8, 8)) for _ in range(BATCHES)]
+    network, optimizer, loader = accelerator.prepare(
+        network, torch.optim.SGD(network.parameters(), lr=1e-3), torch.utils.data.DataLoader(pairs)
+    )
+    criterion, global_step = Recorded(beta=1.0), 10
+    for _ in range(2):
+        for lr_images, hr_images in loader:
+            with accelerator.accumulate(network):
+                exec(line)
+                accelerator.backward(criterion(network(lr_images), hr_images))
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                global_step += 1
+    assert criterion.seen == [11, 11, 11, 12, 12, 12, 13, 14, 14, 14, 15, 15, 15, 16]
 
 
 def test_begins_where_the_loss_begins():

@@ -5,8 +5,13 @@ Real-ESRGAN trains on the given pairs here, because its synthetic degradations n
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
+import basicsr
 import cv2
 import numpy as np
 import pytest
@@ -116,6 +121,24 @@ def test_resume_of_a_late_start(train):
     start = ", start_iteration: 500"
     assert train("SRModel", 5, more=start) == [501, 502, 503, 504, 505]
     assert train("SRModel", 6, "--auto_resume", more=start) == [505, 506]
+
+
+def test_file_in_a_clone(tmp_path):
+    """The file that the docs add to a clone is imported with the models; it registers the loss and patches the resume."""
+    content, file = re.search(r'echo "(.+)" > (\S+)', snippet("BasicSR", "py")).groups()
+    shutil.copytree(Path(basicsr.__file__).parent, tmp_path / "basicsr")
+    (tmp_path / file).write_text(content + "\n")
+    script = (
+        "import basicsr\n"
+        "from basicsr.losses import build_loss\n"
+        "from basicsr.models.base_model import BaseModel\n"
+        f"assert basicsr.__file__.startswith({str(tmp_path)!r})\n"
+        "print(build_loss({'type': 'PSPLLoss', 'loss_weight': 1.0}), BaseModel.resume_training.advances_pspl)"
+    )
+    command = [sys.executable, "-W", "error:PSPLLoss", "-c", script]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "PSPLLoss(" in printed
+    assert "True" in printed
 
 
 def test_the_line_for_real_esrgan_registers_the_loss():

@@ -21,7 +21,9 @@ def config(tmp_path, monkeypatch):
     """The config in the docs, which imports the plug-in."""
     # MMEngine 0.10.7 loads its own checkpoints only so (docs/frameworks.md).
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    (tmp_path / "base.py").write_text("model = dict(pixel_loss=dict(type='L1Loss', loss_weight=1.0, sample_wise=True))\n")
+    (tmp_path / "base.py").write_text(
+        "model = dict(pixel_loss=dict(type='L1Loss', loss_weight=1.0, sample_wise=True))\n"
+    )
     (tmp_path / "config.py").write_text("_base_ = ['base.py']\n" + snippet("MMagic", "py"))
     return Config.fromfile(tmp_path / "config.py")
 

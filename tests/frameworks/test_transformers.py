@@ -38,30 +38,40 @@ class Recorded(PSPLLoss):
         return loss
 
 
+PAIRS = [{"lr_images": torch.rand(3, 8, 8), "hr_images": torch.rand(3, 8, 8)} for _ in range(BATCHES)]
+
+
+class EvaluatedTrainer(Trainer):
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, eval_dataset=PAIRS[:2], **keywords)
+
+
 def train(folder, *, resume=None, epochs=2, modify=lambda trainer: None, **arguments):
     """The trainer in the docs; returns its loss and itself."""
-    torch.manual_seed(0)
-    names = {"Trainer": Trainer, "PSPLLoss": Recorded}
-    exec(snippet("transformers", "py").replace("from pspl_cuda import PSPLLoss\n", ""), names)
-    pairs = [{"lr_images": torch.rand(3, 8, 8), "hr_images": torch.rand(3, 8, 8)} for _ in range(BATCHES)]
-    options = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2}
-    trainer = names["PSPLTrainer"](
-        Network(),
-        TrainingArguments(
+    names = {
+        "Trainer": EvaluatedTrainer,
+        "criterion": Recorded(),
+        "model": Network(),
+        "arguments": TrainingArguments(
             str(folder),
             per_device_train_batch_size=1,
             gradient_accumulation_steps=3,
             num_train_epochs=epochs,
             remove_unused_columns=False,
             label_names=["hr_images"],
-            **{**options, **arguments},
+            save_strategy="steps",
+            save_steps=2,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            **arguments,
         ),
-        train_dataset=pairs,
-        eval_dataset=pairs[:2],
-    )
-    modify(trainer)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer.criterion, trainer
+        "dataset": PAIRS,
+    }
+    exec(snippet("transformers", "py"), names)
+    modify(names["trainer"])
+    names["trainer"].train(resume_from_checkpoint=resume)
+    return names["criterion"], names["trainer"]
 
 
 def test_short_last_step_of_an_epoch(tmp_path):
@@ -91,7 +101,10 @@ def test_gradient_is_the_mean_over_the_step(tmp_path):
 
     def record(trainer):
         backward = trainer.accelerator.backward
-        trainer.accelerator.backward = lambda loss, **keywords: (divided.append(loss.item()), backward(loss, **keywords))
+        trainer.accelerator.backward = lambda loss, **keywords: (
+            divided.append(loss.item()),
+            backward(loss, **keywords),
+        )
         compute_loss = trainer.compute_loss
 
         def compute(*args, **keywords):

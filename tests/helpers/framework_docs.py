@@ -8,8 +8,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 
 
-def snippet(heading: str, language: str) -> str:
-    """The code block of ``language`` under ``heading``."""
+def snippet(heading: str, language: str, index: int = 0) -> str:
+    """The code block of ``language`` under ``heading``, or one of several."""
     (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return block
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[index]
