@@ -7,6 +7,7 @@ users do. Those with a CUDA build of torch download 3 GB. None needs a GPU.
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,10 +24,10 @@ LINTERS = PROJECT["optional-dependencies"]["lint"]
 CHECK = ROOT / "tests" / "packaging" / "check_cuda_build.py"
 TORCH = "2.13.0"
 TORCH_CUDA = "2.14.1"  # PyPI's is for CUDA 13
-TORCH_OLDEST = PROJECT["dependencies"][0].removeprefix("torch>=") + ".0"
+TORCH_OLDEST = "{}.{}.0".format(*runpy.run_path(str(ROOT / "build_tools" / "installed_torch.py"))["MIN_TORCH"])
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
-# What torch and the CUDA toolkit provide; a wheel must not contain it.
-EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*", "libcudart.so*")
+# What torch provides; a wheel must not contain it.
+EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*")
 
 
 def install_package(session: nox.Session, extras: str) -> None:
@@ -250,7 +251,7 @@ def check(
 
 def has_cuda(session: nox.Session) -> bool:
     printed = session.run("python", "-c", "import torch; print(torch.version.cuda)", silent=True, log=False)
-    return printed.strip().splitlines()[-1].startswith("13")
+    return printed.strip().splitlines()[-1] != "None"
 
 
 def copy_sources(session: nox.Session) -> Path:
