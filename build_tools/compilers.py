@@ -97,8 +97,9 @@ def why_no_vectors(windows: bool = WINDOWS) -> str | None:
 def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     """A CUDA toolkit for a torch of CUDA version ``cuda``: (toolkit, None), or (None, the reason).
 
-    An explicit CUDA_HOME or CUDA_PATH takes precedence. Otherwise the first that works: that of the nvcc on the PATH,
-    /usr/local/cuda, or that of PyPI's packages, which the backend adds to an isolated build.
+    It may be newer than torch's, because the kernels contain their own runtime; they then need a driver as new as the toolkit. An
+    explicit CUDA_HOME or CUDA_PATH takes precedence. Otherwise that of the nvcc on the PATH, /usr/local/cuda, or that of PyPI's
+    packages, which the backend adds to an isolated build: of those that work the first of torch's major version, or the oldest.
     """
     major = cuda.split(".")[0]
     if requested_home():
@@ -108,14 +109,17 @@ def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     else:
         on_path = shutil.which("nvcc")
         homes = [Path(on_path).parent.parent] if on_path else []
-        homes += [Path("/usr/local/cuda"), *(Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path)]
-    reasons = []
+        packages = f"nvidia/cu{pypi_toolkit(cuda).split('.')[0]}"
+        homes += [Path("/usr/local/cuda"), *(Path(folder, packages) for folder in sys.path)]
+    usable, reasons = [], []
     for home in homes:
         if shutil.which("nvcc", path=str(home / "bin")):
             try:
-                return _examine(home, cuda), None
+                usable.append(_examine(home, cuda))
             except _UnusableError as error:
                 reasons.append(str(error))
+    if usable:
+        return min(usable, key=lambda toolkit: _major(toolkit.version)), None
     return None, reasons[0] if reasons else f"no CUDA toolkit was found: {_remedy(major)}"
 
 
@@ -124,15 +128,25 @@ def requested_home() -> str | None:
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 
 
-def pypi_has_nvcc(cuda: str) -> bool:
-    """Whether PyPI has an nvcc for that CUDA version; its packages for CUDA 12 have none."""
-    return int(cuda.split(".")[0]) >= 13 and sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+def pypi_has_nvcc() -> bool:
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+def pypi_toolkit(cuda: str) -> str:
+    """The version of PyPI's toolkit for a torch of CUDA version ``cuda``: PyPI has no nvcc before 13.0."""
+    return cuda if _major(cuda) >= 13 else "13.0"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
 
 
 def _remedy(major: str) -> str:
     remedy = f"install a CUDA {major} toolkit, set CUDA_HOME to it, and reinstall"
-    if pypi_has_nvcc(major):
-        remedy += "; or install with pip and without --no-build-isolation, which takes nvcc from PyPI"
+    if pypi_has_nvcc():
+        newer = f" {pypi_toolkit(major)}" if _major(major) < 13 else ""
+        driver = ", whose kernels need an NVIDIA driver for CUDA 13" if newer else ""
+        remedy += f"; or install with pip and without --no-build-isolation, which takes nvcc{newer} from PyPI{driver}"
     return remedy
 
 
@@ -152,7 +166,7 @@ def _examine(home: Path, cuda: str) -> Toolkit:
         version = re.search(r"release (\d+\.\d+)", printed).group(1)
     except (OSError, subprocess.CalledProcessError, AttributeError) as error:
         raise _UnusableError(f"{nvcc} does not run or print its version ({error}): {_remedy(major)}") from None
-    if version.split(".")[0] != major:
+    if _major(version) < int(major):
         unset = ", or unset CUDA_HOME" if requested_home() else ""
         raise _UnusableError(f"nvcc is of CUDA {version} and torch of CUDA {cuda}: {_remedy(major)}{unset}")
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)

@@ -62,6 +62,7 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{tier}: {meaning}")
     config.addinivalue_line("markers", "deep_on(*backends): deep on these backends")
     config.addinivalue_line("markers", "not_on(*backends): not collected for these backends")
+    config.addinivalue_line("markers", "frameworks: needs the packages that nox -s frameworks installs")
     if not config.pluginmanager.hasplugin("xdist"):
         config.addinivalue_line("markers", "xdist_group(name): tests of a group run in one process")
     if "PYTEST_XDIST_WORKER" in os.environ:
