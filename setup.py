@@ -73,7 +73,7 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
             )
             # With a runtime of its own the library serves a torch of any CUDA version: streams and pointers are the driver's.
             cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
-            cuda.libraries += ["rt", "dl", "pthread"]
+            cuda.libraries += ["rt", "dl", "pthread"] if os.name != "nt" else []
             cpp_extension._check_cuda_version = lambda *_: None  # torch's refusal of an nvcc of another version
         else:
             self._leave_out(cuda)
