@@ -163,14 +163,16 @@ LOSSES = {
     "PSPLLoss": ({"iterations_per_step": 1}, torch.float32),
     "PSPLLoss, mixed, weighted sum": ({"distance": "l2", "reduction": "sum", "loss_weight": 0.5}, torch.bfloat16),
 }
-
+QUICK = ("function", "PSPLLoss, mixed, weighted sum")
 
 slow_reference = pytest.mark.not_on("reference")  # slow to compile; other tests have it
 
 
 @slow_reference
 @pytest.mark.parametrize("way", [way if way == "plain" else pytest.param(way, marks=pytest.mark.deep) for way in WAYS])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", [pytest.param(loss, marks=[] if loss in QUICK else pytest.mark.deep) for loss in LOSSES]
+)
 def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
     keywords, dtype = LOSSES[loss]

@@ -144,6 +144,7 @@ def _advanced(loss):
     return loss
 
 
+@pytest.mark.deep
 def test_uneven_inputs(tmp_path):
     """A process that runs out of batches joins the others' reductions; each counts its own calls."""
     torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2)
@@ -154,6 +155,7 @@ def test_uneven_inputs(tmp_path):
         assert weight.isfinite().all()
 
 
+@pytest.mark.deep
 def test_fully_sharded(tmp_path):
     """FSDP2 trains what one process does on the joint batch."""
     torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2)
