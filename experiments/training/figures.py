@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,8 +16,9 @@ from pspl_cuda import attention_map
 from .data import Pair
 from .files import atomic
 from .images import as_result, network_input
+from .losses import Arm
 
-COLOURS = ("#1f5fa8", "#d9730d", "#2e8b57", "#7b3fa0", "#a02c2c", "#555555", "#b8860b", "#008b8b")
+LINES = {"plain": "-", "pspl": "-", "scale": "--", "attention": ":"}
 GREY = "0.6"
 CLOSE_UP = 48  # HR pixels
 FEW = 30  # so many points of a curve are shown as points
@@ -27,13 +30,23 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, colour: str, label: str) -> None:
+def style(arm: str) -> dict:
+    """Colour and line of an arm, the same in every figure: the colour is its schedule's span, the line is its kind."""
+    kind, span = Arm.parse(arm)
+    return {
+        "color": "black" if span is None else colormaps["turbo"](0.08 + 0.85 * (1 + math.log(span, 20))),
+        "linestyle": LINES[kind],
+    }
+
+
+def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, arm: str, label: str) -> None:
     """The mean of ``lines [seeds, points]``, and their range."""
-    axis.fill_between(x, lines.min(0), lines.max(0), color=colour, alpha=0.15, linewidth=0)
+    look = style(arm)
+    axis.fill_between(x, lines.min(0), lines.max(0), color=look["color"], alpha=0.12, linewidth=0)
     axis.plot(
         x,
         lines.mean(0),
-        color=colour,
+        **look,
         linewidth=1.8,
         marker="o" if len(x) <= FEW else None,
         markersize=3.5,
@@ -55,10 +68,10 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
     figure = Figure(figsize=(14, 4.8) if len(psnr) > 1 else (7.2, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2 if len(psnr) > 1 else 1, squeeze=False)[0]
-    for colour, (arm, lines) in zip(COLOURS, psnr.items(), strict=False):
-        _band(axes[0], iterations, lines, colour, arm)
+    for arm, lines in psnr.items():
+        _band(axes[0], iterations, lines, arm, arm)
         if arm != plain:
-            _band(axes[1], iterations, lines - psnr[plain], colour, f"{arm} - {plain}")
+            _band(axes[1], iterations, lines - psnr[plain], arm, f"{arm} - {plain}")
     axes[0].axhline(baseline, color=GREY, linestyle="--", label="bicubic")
     axes[0].set_ylabel("PSNR in dB, on the luma")
     # The first points of all arms lie far below what matters.

@@ -21,7 +21,7 @@ pytest.importorskip("tensorboard", reason="experiments/ needs pip install 'pspl_
 import train_sr
 from helpers.experiments import ROOT, arguments, settings_of, train
 from networks import NETWORKS, build
-from pspl_cuda import attention_map, pspl_loss
+from pspl_cuda import PSPLLoss, attention_map, pspl_loss
 from training.loop import CHECKPOINT, METRICS, Run, load_checkpoint, make_fabric
 from training.losses import PLAIN, Arm, Criterion
 
@@ -275,6 +275,15 @@ def test_schedules():
     assert Arm.parse("pspl:1/3").step(100, 300) == 20
     lowest, highest = attention_map(*(torch.tensor([1.0, x]).repeat(1, 1, 12, 6) for x in (0.0, 1.0)), 20.0).aminmax()
     assert 1 <= highest / lowest <= 1.011
+
+
+@pytest.mark.parametrize("total", [7200, 2400, 500, 7])
+def test_total_iterations_is_the_schedule_over_a_third(total):
+    """What the experiment recommends is what PSPLLoss does."""
+    loss = PSPLLoss(total_iterations=total)
+    for iteration in (1, total // 3, total - 1, total, 2 * total):
+        loss.iteration = iteration
+        assert loss.step == pytest.approx(Arm.parse("pspl:1/3").step(iteration, total), rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", list(PLAIN))

@@ -56,11 +56,14 @@ def compute_dtype(*images: torch.Tensor) -> torch.dtype:
 
 
 def growth(delta: float, mu: float = -1.0, distance: str = "l1") -> float:
-    """How much more than at delta = 1 an error in M_s and delta weighs in the loss; at least 1."""
+    """How much larger than at delta = 1 the error of the loss may be; at least 1."""
     if math.isinf(delta) or delta == 0:
         return 1.0
     exponent = max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
-    return max(1.0, exponent / 4) * (1 if distance == "l1" else 2)
+    # The roundings of alpha, step and their product count twice in the exponent, and are the same at every pixel.
+    rounded = 0.0 if float(np.float32(delta)) == delta else 2 * 3 * ROUNDING[torch.float32]
+    error = exponent * (LOSS[torch.float32] / 4 + rounded)
+    return max(1.0, error / LOSS[torch.float32]) * (1 if distance == "l1" else 2)
 
 
 def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:

@@ -212,14 +212,15 @@ def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
 )
 def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
     """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a
-    constant of the graph, so each new value compiles again; the step does not."""
+    constant of the graph, so each new value compiles again; alpha, beta and the step become a tensor."""
+    is_input = name in ("alpha", "beta", "step")
     sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
 
     def loss(a, b, value):
         return traceable.pspl_loss(a, b, value) if name == "step" else traceable.pspl_loss(a, b, 1.0, **{name: value})
 
     function, counter = compiled(loss, dynamic=dynamic)
-    for i in range(6 if name == "step" else 3):
+    for i in range(6 if is_input else 3):
         results = []
         for run in (function, loss):
             a = leaf_copy(sr)
@@ -227,7 +228,15 @@ def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
             results.append((value.detach(), *torch.autograd.grad(value, a)))
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted, rtol=3e-6, atol=1e-8)
-    assert counter.frame_count <= (FEW if name == "step" else 4)
+    assert counter.frame_count <= (FEW if is_input else 4)
+
+
+def test_alpha_0_in_a_graph(traceable, compiled):
+    """The schedule is off whatever the step, as in eager mode: 0 * inf must not become NaN."""
+    sr, hr = smooth_pair((1, 1, 9, 9), device=traceable.device)
+    step = torch.tensor(float("inf"), device=traceable.device)
+    function, _ = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step, alpha=0.0, beta=0.7))
+    torch.testing.assert_close(function(sr, hr, step), traceable.pspl_loss(sr, hr, step, alpha=0.0, beta=0.7))
 
 
 @pytest.mark.parametrize("bad", [{"gamma": -1.0}, {"data_range": 0.0}], ids=str)

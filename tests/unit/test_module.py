@@ -737,7 +737,7 @@ def test_repr():
         (
             {"total_iterations": 600, "iterations_per_step": 1000},
             ValueError,
-            ["total_iterations is 600", "iterations_per_step is 1000", "one of them"],
+            ["total_iterations is 600", "iterations_per_step was given", "one of them"],
         ),
         ({"calls_per_iteration": 0}, ValueError, ["calls_per_iteration", "0", "at least 1"]),
         ({"calls_per_iteration": 1.5}, TypeError, ["calls_per_iteration", "float", "integer"]),

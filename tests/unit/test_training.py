@@ -51,6 +51,36 @@ def test_checkpointed_network(backend, use_reentrant):
     assert_equal(*results)
 
 
+@pytest.mark.parametrize(
+    ("use_reentrant", "step", "iteration"), [(False, None, 1), (True, None, 2), (True, 0.001, 0), (False, 0.001, 0)]
+)
+def test_checkpointed_loss(backend, use_reentrant, step, iteration):
+    """A reentrant checkpoint of the module itself counts again in backward (docs/definition.md), unless step is passed."""
+    if backend.name == "emulated":
+        pytest.skip("PSPLLoss runs on the package's own backends")
+    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
+    criterion = PSPLLoss(backend=backend.name)
+    checkpoint(criterion, leaf_copy(sr), hr, step, use_reentrant=use_reentrant).backward()
+    assert criterion.iteration == iteration
+
+
+def test_traced_loss(backend):
+    """torch.jit.trace without its check, which traces again without gradients; step is an input of the program."""
+    if backend.name == "emulated":
+        pytest.skip("PSPLLoss runs on the package's own backends")
+    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
+    criterion = PSPLLoss(backend=backend.name)
+    traced = torch.jit.trace(criterion, (leaf_copy(sr), hr, torch.tensor(1.0)), check_trace=False)
+    for step in (1.0, 2.0):
+        results = []
+        for run in (traced, criterion):
+            image = leaf_copy(sr)
+            loss = run(image, hr, torch.tensor(step))
+            results += [(loss.detach(), *torch.autograd.grad(loss, image))]
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_save_on_cpu(backend, distance):
     """Saved tensors are packed and come back as others: their memory is not the gradient's own."""
