@@ -119,6 +119,13 @@ def pytest_report_header(config):
 
 # ---------------------------------------------------------------- backends
 
+
+def pytest_ignore_collect(collection_path):
+    if collection_path.name == "test_gpu.py" and "cuda" not in backends.collected():
+        return True
+    return None
+
+
 # Backends that a test with the fixture is not collected for.
 UNSUITABLE = {
     "fused": ["reference"],
