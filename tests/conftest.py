@@ -52,7 +52,8 @@ def pytest_cmdline_main(config):
     """Without -m, run the quick tests. Run all folders in parallel, and what is named on the command line in one process."""
     option = config.option
     option.markexpr = option.markexpr or " and ".join(f"not {tier}" for tier in TIERS)
-    everything = config.args_source == config.ArgsSource.TESTPATHS
+    # A process of pytest-xdist must not start others, nor a pytest that a test starts there.
+    everything = config.args_source == config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
     if everything and not option.usepdb and getattr(option, "numprocesses", 0) is None and compiled.PROCESSES > 1:
         option.numprocesses, option.dist = compiled.PROCESSES, "loadgroup"
 
@@ -117,6 +118,13 @@ def pytest_report_header(config):
 
 
 # ---------------------------------------------------------------- backends
+
+
+def pytest_ignore_collect(collection_path):
+    if collection_path.name == "test_gpu.py" and "cuda" not in backends.collected():
+        return True
+    return None
+
 
 # Backends that a test with the fixture is not collected for.
 UNSUITABLE = {

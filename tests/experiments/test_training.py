@@ -137,7 +137,9 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
     out = tmp_path / "run"
     options = ["--iterations", "1000000", "--validate-every", "2", "--workers", "1"]
     command = [sys.executable, str(ROOT / "experiments" / "train_sr.py"), *arguments(folder, out, *options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to SIGINT, and their processes inherit that.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **hears)
     try:
         end = time.monotonic() + 120
         while not (out / CHECKPOINT).exists():

@@ -7,7 +7,6 @@ another folder; files that no run has used for 30 days are removed.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -120,6 +119,8 @@ def _identity(*command: str) -> str:
 def _make(name: str, command: list) -> Path:
     """The stored file of this name; unless it exists, ``command -o file`` makes it."""
     made, unfinished, log = (cache_folder() / part for part in (name, f"{name}.new", f"{Path(name).stem}.log"))
+    import fcntl  # Windows has none, and conftest.py imports this file
+
     # Other processes may want it at the same time.
     with open(cache_folder() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

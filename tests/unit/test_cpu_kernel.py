@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ X86 = "x86_64"
 pytestmark = [
     pytest.mark.deep,
     pytest.mark.xdist_group("cpu_kernel"),  # one run of the sanitized driver serves most tests
-    pytest.mark.skipif(os.uname().machine != X86, reason="the instruction sets are those of x86-64"),
+    pytest.mark.skipif(platform.machine() != X86, reason="the instruction sets are those of x86-64"),
     pytest.mark.skipif(not (CSRC.exists() and (ROOT / "setup.py").exists()), reason="needs the source tree"),
 ]
 
