@@ -97,6 +97,11 @@ def forward_below_autograd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`forward` without the operator's derivative, for callers that define their own."""
     if torch.compiler.is_dynamo_compiling():
+        if isinstance(step, Tensor):
+            # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is not.
+            alpha, beta = constants["alpha"], constants["beta"]
+            step = step * alpha + beta if alpha != 0 else torch.full_like(step, beta)
+            constants = constants | {"alpha": 1.0, "beta": 0.0}
         return forward(sr, hr, step, constants)
     with torch._C._AutoDispatchBelowAutograd():
         return forward(sr, hr, step, constants)

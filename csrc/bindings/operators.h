@@ -26,6 +26,10 @@
 #define PSPL_EMPTY_MODULE(name) \
   PSPL_EXPORT void* PyInit_##name() { return nullptr; }
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace pspl {
 
 using torch::headeronly::ScalarType;

@@ -145,7 +145,7 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == train_sr.INTERRUPTED, errors
@@ -223,6 +223,7 @@ def test_low_precision_keeps_the_image(folder, tmp_path):
     torch.testing.assert_close(trained.model(lr), enlarged)
 
 
+@pytest.mark.deep
 def test_compile(folder, tmp_path):
     """The same run, and its checkpoint has the network's own names."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"

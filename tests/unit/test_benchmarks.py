@@ -52,6 +52,7 @@ def inject(monkeypatch, key, **changes):
     )
 
 
+@pytest.mark.deep
 def test_the_command_writes_rows_a_table_and_pictures(tmp_path):
     command_line = f"-m benchmarks --quick --device cpu --sizes {SIZE} --seconds 0.2 --out".split()
     result = subprocess.run(
@@ -373,6 +374,7 @@ def test_percentiles_stay_within_the_samples():
     assert 1.0 <= p20 <= median == 2.0 <= p80 <= 30.0
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the high-water mark of memory can't be reset on this system"
 )

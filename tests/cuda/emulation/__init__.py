@@ -116,7 +116,7 @@ def _forward(sr, hr, step, constants):
         "stats": stats.data_ptr() if with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
-    needed = getattr(kernels, f"workspace_size_{name}")(params, _device.multiprocessors)
+    needed = kernels.workspace_size(params)
     partials, ticket = _device.workspace or new_workspace(needed)
     assert partials.size >= needed
     seed = next(_seeds) if _device.seed is None else _device.seed
