@@ -26,6 +26,8 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
     if (stride == 1) {
       if constexpr (std::is_same_v<E, T>) return from;
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i]));
+    } else if (stride == 3) {  // channels_last, by shuffles: the compiler knows the stride
+      for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[3 * i]));
     } else {
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i * stride]));
     }
