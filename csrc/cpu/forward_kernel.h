@@ -96,6 +96,7 @@ class TileKernel {
     for (int i = 0; i < 2 * radius_; i += 2) {
       blur_along_rows(rows_.get() + i);
       read_rows(tile_.top - radius_ + i + 2);
+      for (int row = 0; row < 2; ++row) reader_.prefetch_ahead_of(tile_.top - radius_ + i + 2 + row);
     }
     int start = 0;
     for (int64_t y = tile_.top; y < tile_.bottom; y += 2) {
@@ -107,7 +108,9 @@ class TileKernel {
       prefetch_outputs(y);
       blur_down<&RingRow::mean_s, &RingRow::variance_s, &MomentsRow::mean_s, &MomentsRow::variance_s>(rows,
                                                                                                       p_.twice_c2);
+      reader_.prefetch_ahead_of(y + 2 + radius_);
       blur_down<&RingRow::mean_d, &RingRow::variance_d, &MomentsRow::mean_d, &MomentsRow::variance_d>(rows, T(0));
+      reader_.prefetch_ahead_of(y + 3 + radius_);
       emit_row(y, moments_[0], rows[radius_]->centre_d);
       if (y + 1 < tile_.bottom) emit_row(y + 1, moments_[1], rows[radius_ + 1]->centre_d);
       start = (start + 2) % ring_rows;
