@@ -87,6 +87,10 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         made = kind(extension.name, extension.sources, depends=extension.depends, py_limited_api=True, **arguments)
         vars(extension).update(vars(made))
 
+    def get_export_symbols(self, extension):
+        """None: torch loads the libraries, which are no Python modules and have no PyInit function."""
+        return []
+
     def _leave_out(self, extension):
         self.extensions.remove(extension)
         # A library left by an earlier build would be loaded.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._library import check_backend
 from .config import DEFAULTS, MAX_COUNT, Config, check_config, check_count, check_flag, check_scalar
+from .functional import check_backend
 from .functional import loss as functional_loss
 from .stats import PSPLStats
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from pspl_cuda import attention_map
 from .data import Pair
 from .files import atomic
 from .images import as_result, network_input
-from .losses import Arm
+from .losses import PAPER_SPAN, Arm
 
-LINES = {"plain": "-", "pspl": "-", "scale": "--", "attention": ":"}
+LOOKS = {"plain": ("-", "o"), "pspl": ("-", "o"), "scale": ("--", "s"), "attention": (":", "^")}
+# The spans of the experiment; others take their place between them in a colour map.
+SPANS = {PAPER_SPAN: "#d9730d", Fraction(1, 10): "#8c6d1f", Fraction(1, 3): "#1f5fa8", Fraction(1): "#a02c2c"}
 GREY = "0.6"
 CLOSE_UP = 48  # HR pixels
 FEW = 30  # so many points of a curve are shown as points
@@ -31,27 +34,18 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def style(arm: str) -> dict:
-    """Colour and line of an arm, the same in every figure: the colour is its schedule's span, the line is its kind."""
+    """Colour, line and marker of an arm, the same in every figure: the colour tells its span, the rest its kind."""
     kind, span = Arm.parse(arm)
-    return {
-        "color": "black" if span is None else colormaps["turbo"](0.08 + 0.85 * (1 + math.log(span, 20))),
-        "linestyle": LINES[kind],
-    }
+    colour = "black" if span is None else SPANS.get(span) or colormaps["viridis"](1 + math.log(span, 20))
+    return {"color": colour, "linestyle": LOOKS[kind][0], "marker": LOOKS[kind][1]}
 
 
 def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, arm: str, label: str) -> None:
     """The mean of ``lines [seeds, points]``, and their range."""
     look = style(arm)
     axis.fill_between(x, lines.min(0), lines.max(0), color=look["color"], alpha=0.12, linewidth=0)
-    axis.plot(
-        x,
-        lines.mean(0),
-        **look,
-        linewidth=1.8,
-        marker="o" if len(x) <= FEW else None,
-        markersize=3.5,
-        label=label,
-    )
+    look["marker"] = look["marker"] if len(x) <= FEW else None
+    axis.plot(x, lines.mean(0), **look, linewidth=1.8, markersize=4, label=label)
 
 
 def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: float, title: str, path: Path) -> None:
@@ -87,7 +81,7 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, handlelength=3.5)
     save(figure, path)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pspl_cuda
-from pspl_cuda import _library
+from pspl_cuda import _library, functional, reference
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SOURCES = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
@@ -557,12 +557,13 @@ def test_architecture_is_compared_with_the_gpu(architectures, capability, runs):
 @pytest.fixture
 def turing(monkeypatch):
     """A build for newer GPUs than the one here."""
-    monkeypatch.setitem(_library._reasons, "cuda", None)
+    monkeypatch.setitem(_library.reasons, "cuda", None)
     monkeypatch.setattr(_library, "_BUILD", {"_cuda": {"toolkit": "13.0", "architectures": ["8.0", "9.0"]}})
-    monkeypatch.setattr(_library, "_gpu_reasons", {})
-    monkeypatch.setattr(_library, "_warned", set())
+    _library.gpu_reason.cache_clear()
+    monkeypatch.setattr(functional, "_warned", set())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    return torch.device("cuda", 0)
+    yield torch.device("cuda", 0)
+    _library.gpu_reason.cache_clear()
 
 
 WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with TORCH_CUDA_ARCH_LIST=7.5."
@@ -570,9 +571,11 @@ WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with
 
 def test_gpu_without_its_architecture_falls_back_with_the_remedy(turing):
     with pytest.warns(UserWarning, match=re.escape(WRONG_GPU)):
-        assert _library.choose_backend("auto", turing) == "reference"
-    with pytest.raises(RuntimeError, match="does not run on cuda:0: " + re.escape(WRONG_GPU)):
-        _library.choose_backend("cuda", turing)
+        assert functional.choose_backend("auto", turing) is reference
+    with pytest.raises(
+        RuntimeError, match="backend is 'cuda', but the cuda kernel is not available: " + re.escape(WRONG_GPU)
+    ):
+        functional.choose_backend("cuda", turing)
 
 
 def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
@@ -641,8 +644,8 @@ def images():
 
 def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
     """users.md: a missing or broken extension must fall back with one clear warning."""
-    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
-    monkeypatch.setattr(_library, "_warned", set())
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setattr(functional, "_warned", set())
     monkeypatch.delenv("PSPL_BACKEND", raising=False)
     sr, hr = images()
     expected = pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference")
@@ -655,7 +658,7 @@ def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
 
 
 def test_explicit_backend_never_falls_back(monkeypatch):
-    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
     sr, hr = images()
     with pytest.raises(RuntimeError, match="it was left out by this test"):
         pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cpu")
@@ -663,7 +666,7 @@ def test_explicit_backend_never_falls_back(monkeypatch):
 
 def test_environment_variable_replaces_auto(monkeypatch, recwarn):
     monkeypatch.setenv("PSPL_BACKEND", "reference")
-    monkeypatch.setattr(_library, "_warned", set())
+    monkeypatch.setattr(functional, "_warned", set())
     sr, hr = images()
     assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"))
     assert not [warning for warning in recwarn if "pspl_cuda" in str(warning.message)]

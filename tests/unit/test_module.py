@@ -872,7 +872,7 @@ def test_capturable_keeps_its_memory(pair):
 @pytest.mark.parametrize("capturable", [False, True])
 def test_compiled_graph_of_capturable_is_on_one_device(capturable, monkeypatch):
     """Inductor skips CUDA graphs where a CPU tensor is in the graph. Traced with fake CUDA tensors: no GPU is needed."""
-    monkeypatch.setitem(_library._reasons, "cuda", None)
+    monkeypatch.setitem(_library.reasons, "cuda", None)
     devices = set()
 
     def record(graph, inputs):
