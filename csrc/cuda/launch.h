@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../pspl_params.h"
+#include "plan.h"
 
 namespace pspl::cuda {
 
@@ -14,15 +15,17 @@ struct Workspace {
   unsigned* ticket;  // one counter, 0 before and after a launch; launches that share it must be on one stream
 };
 
-// The number of partial sums that forward() writes on a device with this many multiprocessors.
+// The number of partial sums that forward() may write.
 template <typename T>
-int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors);
+int64_t workspace_size(const ForwardParams<T>& params) {
+  return kNumSums * most_blocks(params.planes(), params.height, params.width);
+}
 
 template <typename T>
-cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, int multiprocessors,
+cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, const Device& device,
                     cudaStream_t stream);
 
 template <typename T>
-cudaError_t backward(const BackwardParams<T>& params, int multiprocessors, cudaStream_t stream);
+cudaError_t backward(const BackwardParams<T>& params, const Device& device, cudaStream_t stream);
 
 }  // namespace pspl::cuda

@@ -39,7 +39,7 @@ def test_budget(backend, name, data_range, padding):
     tolerances.assert_gradient(gradient, expected.grad_sr, torch.float32, factor)
 
 
-@pytest.mark.parametrize("window_size", [3, 7, 13, pytest.param(31, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("window_size", [3, 7, 13, pytest.param(31, marks=pytest.mark.not_on("emulated"))])
 @pytest.mark.parametrize("name", ["smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border"])
 def test_budget_with_other_windows(backend, name, window_size):
     """A large window holds more of the image, and a pivot that fits less of it."""
@@ -64,12 +64,11 @@ def test_budget_with_narrow_windows(backend, name, sigma):
     tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected, budget=budget)
 
 
+@pytest.mark.not_on("emulated", "cuda")  # one pivot per strip: the squares of distant pixels outweigh the neighbour
 @pytest.mark.parametrize("amplitude", [3, 10])
 @pytest.mark.parametrize("sigma", [0.18, 0.2, 0.22])
 def test_small_weights_are_right(backend, sigma, amplitude):
     """Where images overshoot, a neighbour of weight 4e-6 decides: its weight must not be off by 1 %."""
-    if backend.one_pivot:
-        pytest.skip("one pivot per strip: the squares of distant pixels outweigh the neighbour")
     generator = torch.Generator().manual_seed(3)
     sr, hr = (scale * (torch.rand(1, 1, 48, 48, generator=generator) - 0.5) for scale in (amplitude, 1))
     sr, hr = sr.to(backend.device), (hr + 0.5).to(backend.device)
@@ -140,7 +139,7 @@ def test_any_unit(backend, scale):
     tolerances.assert_loss(loss, expected)
 
 
-@pytest.mark.heavy
+@pytest.mark.not_on("emulated")  # too slow
 def test_sum_of_a_large_batch(backend):
     """Tile sums and their total keep the digits of the loss where many equal terms add up."""
     sr = torch.full((8, 3, 256, 256), 0.3, device=backend.device)

@@ -128,10 +128,9 @@ def test_anomaly_mode_names_the_loss(fused):
         fused.pspl_loss(leaf_copy(sr), hr, 1.0).backward()
 
 
+@pytest.mark.not_on("emulated")  # bound by pybind11, which the compiler can't trace
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_compiled_autograd(backend, distance):
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
     torch._dynamo.reset()
 
     def compiled():
@@ -175,6 +174,7 @@ def _advanced(loss):
     return loss
 
 
+@pytest.mark.deep
 def test_uneven_inputs(tmp_path):
     """A process that runs out of batches joins the others' reductions; each counts its own calls."""
     torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2)
@@ -185,6 +185,7 @@ def test_uneven_inputs(tmp_path):
         assert weight.isfinite().all()
 
 
+@pytest.mark.deep
 def test_fully_sharded(tmp_path):
     """FSDP2 trains what one process does on the joint batch."""
     torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2)
