@@ -6,8 +6,8 @@ fails on a kernel is an error. Environment:
 
 PSPL_CPU              auto (default): CPU kernels if there is a C++ compiler for them. force: fail if there is none. off: no CPU
                       kernels.
-PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and there is an nvcc of its major version; no GPU is
-                      needed. force: fail if they can't be built. off: no CUDA kernels.
+PSPL_CUDA             auto (default): CUDA kernels if torch is a CUDA build and there is an nvcc of its major version or a later
+                      one; no GPU is needed. force: fail if they can't be built. off: no CUDA kernels.
 TORCH_CUDA_ARCH_LIST  architectures to compile for, for example "8.6;9.0+PTX". Default: 7.5 to 12.0+PTX, those that nvcc knows.
 CUDA_HOME             the CUDA toolkit. Default: that of the nvcc on the PATH, /usr/local/cuda, or PyPI's, which the backend adds.
 CXX, CC               the C++ compiler, and the one that nvcc uses.
@@ -28,6 +28,7 @@ from setuptools.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 
+from compilers import compile_flags
 from decisions import decide
 from installed_torch import MIN_TORCH, find_torch
 
@@ -43,12 +44,7 @@ INSTRUCTION_SETS = {
 }
 # The stable ABI then has nothing that this torch lacks.
 TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-# The two math flags change no value, but g++ needs them to vectorise some loops.
-CXX = (
-    ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", TARGET]
-    if os.name != "nt"
-    else ["/O2", TARGET]
-)
+FLAGS = {kind: [*flags, TARGET] for kind, flags in compile_flags().items()}
 
 
 def sources(*patterns: str) -> list[str]:
@@ -63,7 +59,7 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         decision = decide(TORCH)
         cpu, cuda = self.extensions
         if decision.why_no_cpu is None:
-            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": CXX})
+            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": FLAGS["cxx"]})
         else:
             self._leave_out(cpu)
         if decision.why_no_cuda is None:
@@ -71,10 +67,14 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
             self._complete(
                 cuda,
                 cpp_extension.CUDAExtension,
-                extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", TARGET]},
+                extra_compile_args={kind: [*flags, "-DUSE_CUDA"] for kind, flags in FLAGS.items()},
                 include_dirs=decision.toolkit.include_dirs,
-                library_dirs=[*decision.toolkit.library_dirs, *self._cudart_folder(decision.toolkit.library_dirs)],
+                library_dirs=decision.toolkit.library_dirs,
             )
+            # With a runtime of its own the library serves a torch of any CUDA version: streams and pointers are the driver's.
+            cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
+            cuda.libraries += ["rt", "dl", "pthread"] if os.name != "nt" else []
+            cpp_extension._check_cuda_version = lambda *_: None  # torch's refusal of an nvcc of another version
         else:
             self._leave_out(cuda)
         super().run()
@@ -95,17 +95,6 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         self.extensions.remove(extension)
         # A library left by an earlier build would be loaded.
         Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
-
-    def _cudart_folder(self, library_dirs: list[str]) -> list[str]:
-        """A folder with a libcudart.so to link with: PyPI's toolkit has it only under its versioned name."""
-        if any(Path(folder, "libcudart.so").exists() for folder in library_dirs):
-            return []
-        folder = Path(self.build_temp, "cudart").absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        for versioned in [path for folder in library_dirs for path in Path(folder).glob("libcudart.so.*")][:1]:
-            (folder / "libcudart.so").unlink(missing_ok=True)
-            (folder / "libcudart.so").symlink_to(versioned)
-        return [str(folder)]
 
     def build_extension(self, extension):
         kind = extension.name.rsplit("_", 1)[1].upper()

@@ -1,11 +1,11 @@
 """PEP 517 backend: setuptools, building against the installed torch, and with nvcc from PyPI if there is no CUDA toolkit.
 
 torch becomes a build requirement only if none is installed; NVIDIA's packages of nvcc and its headers only if torch is a CUDA
-build and this machine has no toolkit for it.
+build that the kernels support and this machine has no toolkit for it.
 """
 
 import compilers
-from decisions import switch
+from decisions import switch, why_too_old
 from installed_torch import REQUIREMENT, Torch, find_torch, is_pip
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
@@ -24,18 +24,16 @@ def requirements() -> list[str]:
     torch = find_torch()
     if torch is None and not is_pip():
         raise SystemExit(NO_TORCH)
-    usable = torch is not None and torch.new_enough()
-    needed = [] if usable else [REQUIREMENT]
+    if torch is not None:
+        return [f"{TOOLKIT}=={compilers.pypi_toolkit(torch.cuda)}.*"] if _needs_toolkit(torch) else []
     # The version of a torch that is yet to be downloaded is unknown: PyPI's is for CUDA 13 or later and pins the toolkit itself.
-    if _needs_toolkit(torch if usable else Torch("", "13", None, None)):
-        needed.append(TOOLKIT + (f"=={torch.cuda}.*" if usable else ""))
-    return needed
+    return [REQUIREMENT, TOOLKIT] if _needs_toolkit(Torch("99", "13", None, None)) else [REQUIREMENT]
 
 
 def _needs_toolkit(torch: Torch) -> bool:
-    if switch("PSPL_CUDA") == "off" or torch.cuda is None:
+    if switch("PSPL_CUDA") == "off" or torch.cuda is None or why_too_old(torch) is not None:
         return False
-    if compilers.requested_home() or not compilers.pypi_has_nvcc(torch.cuda):
+    if compilers.requested_home() or not compilers.pypi_has_nvcc():
         return False
     return compilers.why_no_cxx() is None and compilers.find_toolkit(torch.cuda)[0] is None
 

@@ -11,18 +11,23 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-# C++20 and the vector extensions of g++ and clang (csrc/cpu/simd.h), linked as a library.
+WINDOWS = os.name == "nt"
+# C++20, linked as a library.
 CXX_TRIAL = """
 #include <algorithm>
 #include <span>
-typedef float Vector __attribute__((vector_size(16)));
 template <typename T>
 concept Number = requires(T a) { a + a; };
-extern "C" float sum(std::span<const float> values) {
-  Vector total{};
+float sum(std::span<const float> values) {
+  float total = 0;
   std::for_each(values.begin(), values.end(), [&](Number auto value) { total += value; });
-  return total[0];
+  return total;
 }
+"""
+# The vector extensions of g++ and clang, which csrc/cpu/simd.h needs.
+VECTOR_TRIAL = """
+typedef float Vector __attribute__((vector_size(16)));
+float sum(Vector a, float b) { return (a + b)[0]; }
 """
 CUDA_TRIAL = """
 #include <cuda_bf16.h>
@@ -41,18 +46,35 @@ class Toolkit(NamedTuple):
 
 def cxx_compiler() -> list[str]:
     """The command that torch's build uses."""
-    return shlex.split(os.environ.get("CXX", "cl" if os.name == "nt" else "c++"))
+    return shlex.split(os.environ.get("CXX", "cl" if WINDOWS else "c++"))
 
 
-def why_no_cxx() -> str | None:
-    """None if the C++ compiler can build the kernels, else the reason."""
+def compile_flags(windows: bool = WINDOWS) -> dict[str, list[str]]:
+    """Flags for the C++ compiler and for nvcc, in addition to torch's, which include the C++ standard."""
+    if windows:
+        standard = ["/permissive-", "/Zc:__cplusplus"]
+        return {
+            "cxx": ["/O2", *standard],
+            "nvcc": ["-O3", *(part for flag in standard for part in ("-Xcompiler", flag))],
+        }
+    # The two math flags change no value, but g++ needs them to vectorise some loops.
+    return {"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"], "nvcc": ["-O3"]}
+
+
+def _try_cxx(source: str, windows: bool) -> str | None:
+    options = ["/nologo", "/std:c++20", "/LD"] if windows else ["-std=c++20", "-fPIC", "-shared", "-o", "trial.so"]
+    return _compile("trial.cpp", source, [*cxx_compiler(), *options])
+
+
+def why_no_cxx(windows: bool = WINDOWS) -> str | None:
+    """None if the C++ compiler can build a library, else the reason."""
     compiler = cxx_compiler()
     if shutil.which(compiler[0]) is None:
         return (
             f"no C++ compiler was found ({compiler[0]} does not exist): install g++ 11 or clang 14 or later, or set CXX, and "
             "reinstall"
         )
-    error = _compile("trial.cpp", CXX_TRIAL, [*compiler, "-std=c++20", "-fPIC", "-shared", "-o", "trial.so"])
+    error = _try_cxx(CXX_TRIAL, windows)
     if error is None:
         return None
     return (
@@ -61,11 +83,23 @@ def why_no_cxx() -> str | None:
     )
 
 
+def why_no_vectors(windows: bool = WINDOWS) -> str | None:
+    """None if the C++ compiler has what the CPU kernels need in addition, else the reason."""
+    error = _try_cxx(VECTOR_TRIAL, windows)
+    if error is None:
+        return None
+    return (
+        f"the C++ compiler {' '.join(cxx_compiler())} lacks the vector types of g++ and clang ({error}): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
+    )
+
+
 def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     """A CUDA toolkit for a torch of CUDA version ``cuda``: (toolkit, None), or (None, the reason).
 
-    An explicit CUDA_HOME or CUDA_PATH takes precedence. Otherwise the first that works: that of the nvcc on the PATH,
-    /usr/local/cuda, or that of PyPI's packages, which the backend adds to an isolated build.
+    It may be newer than torch's, because the kernels contain their own runtime; they then need a driver as new as the toolkit. An
+    explicit CUDA_HOME or CUDA_PATH takes precedence. Otherwise that of the nvcc on the PATH, /usr/local/cuda, or that of PyPI's
+    packages, which the backend adds to an isolated build: of those that work the first of torch's major version, or the oldest.
     """
     major = cuda.split(".")[0]
     if requested_home():
@@ -75,14 +109,17 @@ def find_toolkit(cuda: str) -> tuple[Toolkit | None, str | None]:
     else:
         on_path = shutil.which("nvcc")
         homes = [Path(on_path).parent.parent] if on_path else []
-        homes += [Path("/usr/local/cuda"), *(Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path)]
-    reasons = []
+        packages = f"nvidia/cu{pypi_toolkit(cuda).split('.')[0]}"
+        homes += [Path("/usr/local/cuda"), *(Path(folder, packages) for folder in sys.path)]
+    usable, reasons = [], []
     for home in homes:
         if shutil.which("nvcc", path=str(home / "bin")):
             try:
-                return _examine(home, cuda), None
+                usable.append(_examine(home, cuda))
             except _UnusableError as error:
                 reasons.append(str(error))
+    if usable:
+        return min(usable, key=lambda toolkit: _major(toolkit.version)), None
     return None, reasons[0] if reasons else f"no CUDA toolkit was found: {_remedy(major)}"
 
 
@@ -91,15 +128,25 @@ def requested_home() -> str | None:
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 
 
-def pypi_has_nvcc(cuda: str) -> bool:
-    """Whether PyPI has an nvcc for that CUDA version; its packages for CUDA 12 have none."""
-    return int(cuda.split(".")[0]) >= 13 and sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+def pypi_has_nvcc() -> bool:
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+def pypi_toolkit(cuda: str) -> str:
+    """The version of PyPI's toolkit for a torch of CUDA version ``cuda``: PyPI has no nvcc before 13.0."""
+    return cuda if _major(cuda) >= 13 else "13.0"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
 
 
 def _remedy(major: str) -> str:
     remedy = f"install a CUDA {major} toolkit, set CUDA_HOME to it, and reinstall"
-    if pypi_has_nvcc(major):
-        remedy += "; or install with pip and without --no-build-isolation, which takes nvcc from PyPI"
+    if pypi_has_nvcc():
+        newer = f" {pypi_toolkit(major)}" if _major(major) < 13 else ""
+        driver = ", whose kernels need an NVIDIA driver for CUDA 13" if newer else ""
+        remedy += f"; or install with pip and without --no-build-isolation, which takes nvcc{newer} from PyPI{driver}"
     return remedy
 
 
@@ -119,7 +166,7 @@ def _examine(home: Path, cuda: str) -> Toolkit:
         version = re.search(r"release (\d+\.\d+)", printed).group(1)
     except (OSError, subprocess.CalledProcessError, AttributeError) as error:
         raise _UnusableError(f"{nvcc} does not run or print its version ({error}): {_remedy(major)}") from None
-    if version.split(".")[0] != major:
+    if _major(version) < int(major):
         unset = ", or unset CUDA_HOME" if requested_home() else ""
         raise _UnusableError(f"nvcc is of CUDA {version} and torch of CUDA {cuda}: {_remedy(major)}{unset}")
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)

@@ -47,15 +47,11 @@ def decide(torch: Torch | None) -> Decision:
     """Decide what to build against ``torch`` and print it; SystemExit if a forced kernel can't be built."""
     if torch is None:
         raise SystemExit("pspl_cuda is built against torch, but none was found: install torch first.")
-    if not torch.new_enough():
-        raise SystemExit(
-            f"pspl_cuda needs torch {'.'.join(map(str, MIN_TORCH))} or later, but {torch.version} is installed. Upgrade torch."
-        )
     _print(f"building against torch {torch.version} of {torch.folder.parent}")
     off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
-    no_cxx = None if all(off.values()) else compilers.why_no_cxx()
-    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else no_cxx
-    toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else no_cxx
+    common = None if all(off.values()) else why_too_old(torch) or compilers.why_no_cxx()
+    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else common or compilers.why_no_vectors()
+    toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else common
     if cuda is None:
         toolkit, architectures, cuda = _decide_cuda(torch)
     _report("CPU", cpu, "with " + " ".join(compilers.cxx_compiler()))
@@ -63,6 +59,14 @@ def decide(torch: Torch | None) -> Decision:
     if cpu is not None and cuda is not None:
         _print("THIS INSTALLATION HAS NO KERNELS: it uses PyTorch operators, which are correct but slow")
     return Decision(cpu, cuda, toolkit, architectures)
+
+
+def why_too_old(torch: Torch) -> str | None:
+    """None if the kernels can be built against ``torch``, else the reason."""
+    if torch.new_enough():
+        return None
+    needed = ".".join(map(str, MIN_TORCH))
+    return f"torch {torch.version} is older than {needed}, which the kernels need: upgrade torch and reinstall"
 
 
 def _print(message: str) -> None:

@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
-# The oldest torch is written down once, in the package's dependencies.
-MIN_TORCH = tuple(map(int, re.search(r'"torch>=(\d+)\.(\d+)"', PYPROJECT.read_text()).groups()))
+# The oldest torch whose stable ABI has what csrc/bindings uses. 2.9 lacks strides(), const_data_ptr(), Device and parallel_for.
+MIN_TORCH = (2, 10)
 REQUIREMENT = f"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"
 
 

@@ -5,6 +5,7 @@ A failed load is recorded instead of raised, so that the reference keeps working
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -84,9 +85,28 @@ def _mismatch(library: str, build: dict, torch_version: str, torch_cuda: str | N
     toolkit = build.get("_cuda", {}).get("toolkit") if library == "_cuda" else None
     if toolkit and torch_cuda is None:
         return f"it was built for CUDA {toolkit}, and torch {torch_version} is not a CUDA build: install one that is."
-    if toolkit and torch_cuda and _numbers(toolkit)[0] != _numbers(torch_cuda)[0]:
-        return f"it was built for CUDA {toolkit}, and torch {torch_version} is of CUDA {torch_cuda}: reinstall the package."
+    driver = _driver_cuda()
+    if toolkit and driver and driver[0] < _numbers(toolkit)[0]:
+        return (
+            f"it was built with CUDA {toolkit}, and the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}: update the driver "
+            f"({_DRIVERS.get(_numbers(toolkit)[0], 'one for that CUDA version')}), or install a CUDA {driver[0]} toolkit, set "
+            "CUDA_HOME to it, and reinstall the package."
+        )
     return None
+
+
+# NVIDIA, "CUDA Toolkit Release Notes": the oldest driver of each major version.
+_DRIVERS = {12: "525 or later", 13: "580 or later"}
+
+
+def _driver_cuda() -> tuple[int, int] | None:
+    """The CUDA version that the NVIDIA driver supports; None if there is no driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return (version.value // 1000, version.value % 1000 // 10) if version.value else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

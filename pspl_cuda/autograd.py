@@ -87,6 +87,11 @@ def _forward_below_autograd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward operator without its derivative, which _Loss supplies or the caller does not need."""
     if torch.compiler.is_dynamo_compiling():
+        if isinstance(step, Tensor):
+            # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is not.
+            alpha, beta = constants.alpha, constants.beta
+            step = step * alpha + beta if alpha != 0 else torch.full_like(step, beta)
+            constants = constants._replace(alpha=1.0, beta=0.0)
         return _forward(sr, hr, step, constants)
     with torch._C._AutoDispatchBelowAutograd():
         return _forward(sr, hr, step, constants)

@@ -17,6 +17,10 @@
 #include "../pspl_math.h"
 #include "../pspl_params.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace pspl {
 
 using torch::headeronly::ScalarType;

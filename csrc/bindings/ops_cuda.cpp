@@ -26,10 +26,14 @@ cudaStream_t current_stream(const Tensor& on_device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-int multiprocessors_of(const Tensor& on_device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, on_device.get_device()));
-  return count;
+cuda::Device device_of(const Tensor& on_device) {
+  const auto get = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, on_device.get_device()));
+    return value;
+  };
+  return {10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
+          get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
 // Identifies the last block of a launch. A launch leaves the counter at 0, so the launches of one stream share one. A
@@ -56,22 +60,22 @@ struct CudaBackend {
   static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
     const cudaStream_t stream = current_stream(on_device);
-    const int multiprocessors = multiprocessors_of(on_device);
+    const cuda::Device device = device_of(on_device);
     if (params.loss == nullptr && params.stats == nullptr) {
-      check(cuda::forward<T>(params, {nullptr, nullptr}, multiprocessors, stream));
+      check(cuda::forward<T>(params, {nullptr, nullptr}, device, stream));
       return;
     }
-    Tensor partials = empty_vector(on_device, cuda::workspace_size<T>(params, multiprocessors), ScalarType::Double);
+    Tensor partials = empty_vector(on_device, cuda::workspace_size(params), ScalarType::Double);
     Tensor counter = ticket(on_device, stream);
     const cuda::Workspace workspace{static_cast<double*>(partials.mutable_data_ptr()),
                                     static_cast<unsigned*>(counter.mutable_data_ptr())};
-    check(cuda::forward<T>(params, workspace, multiprocessors, stream));
+    check(cuda::forward<T>(params, workspace, device, stream));
   }
 
   template <typename T>
   static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::backward<T>(params, multiprocessors_of(on_device), current_stream(on_device)));
+    check(cuda::backward<T>(params, device_of(on_device), current_stream(on_device)));
   }
 };
 

@@ -1,25 +1,54 @@
-// Dispatch and launch of the backward pass.
+// The backward pass: kernel, dispatch and launch. grad_output is usually 1, and the saved gradient is then the
+// gradient. In place, the kernel reads the scalar on the device and returns, without host synchronisation, also inside
+// a captured graph.
 #include <algorithm>
 
-#include "backward.cuh"
-#include "launch.cuh"
 #include "launch.h"
+#include "primitives.cuh"
 
 namespace pspl::cuda {
 namespace {
+
+template <typename E, int kPerThread>
+struct alignas(sizeof(E) * kPerThread) Packet {
+  E element[kPerThread];
+};
+
+// S is the saved element type, E the gradient's. Threads stride over packets of kPerThread elements, which are aligned
+// if kPerThread is above 1; the last, incomplete packet goes element by element.
+template <typename T, typename S, typename E, int kPerThread>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams<T> p) {
+  const T factor = *p.grad_output * p.factor;
+  const S* const saved = static_cast<const S*>(p.saved_gradient);
+  E* const gradient = static_cast<E*>(p.gradient);
+  if (p.gradient == p.saved_gradient && factor == T(1)) return;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kPerThread;
+  for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread; first < p.numel;
+       first += step) {
+    if (first + kPerThread <= p.numel) {
+      const auto in = *reinterpret_cast<const Packet<S, kPerThread>*>(saved + first);
+      Packet<E, kPerThread> out;
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(convert<T>(in.element[i]) * factor);
+      *reinterpret_cast<Packet<E, kPerThread>*>(gradient + first) = out;
+    } else {
+      for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(convert<T>(saved[i]) * factor);
+    }
+  }
+}
 
 // In place there is usually nothing to do, and a grid that fits on the device at once takes the least time. Out of
 // place every element is written, one packet per thread.
 constexpr int64_t kPersistentBlocks = 8;  // per multiprocessor
 
 template <typename T, typename S, typename E>
-cudaError_t launch_backward(const BackwardParams<T>& p, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_backward(const BackwardParams<T>& p, const Device& device, cudaStream_t stream) {
   constexpr int kPerThread = 16 / std::max(sizeof(S), sizeof(E));
   const bool in_place = p.gradient == p.saved_gradient;
   const auto blocks = [&](int per_thread) {
     const int64_t per_block = static_cast<int64_t>(kThreads) * per_thread;
     const int64_t all = std::min<int64_t>((p.numel + per_block - 1) / per_block, INT32_MAX);
-    return in_place ? std::min(all, kPersistentBlocks * multiprocessors) : all;
+    return in_place ? std::min(all, kPersistentBlocks * device.multiprocessors) : all;
   };
   const bool aligned = reinterpret_cast<uintptr_t>(p.saved_gradient) % (sizeof(S) * kPerThread) == 0 &&
                        reinterpret_cast<uintptr_t>(p.gradient) % (sizeof(E) * kPerThread) == 0;
@@ -30,13 +59,13 @@ cudaError_t launch_backward(const BackwardParams<T>& p, int multiprocessors, cud
 }  // namespace
 
 template <typename T>
-cudaError_t backward(const BackwardParams<T>& p, int multiprocessors, cudaStream_t stream) {
+cudaError_t backward(const BackwardParams<T>& p, const Device& device, cudaStream_t stream) {
   const auto to = [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(T) == 4) {
-      if (p.saved_dtype == p.dtype) return launch_backward<T, E, E>(p, multiprocessors, stream);
+      if (p.saved_dtype == p.dtype) return launch_backward<T, E, E>(p, device, stream);
     }
-    if (p.saved_dtype == kDTypeOf<T>) return launch_backward<T, T, E>(p, multiprocessors, stream);
+    if (p.saved_dtype == kDTypeOf<T>) return launch_backward<T, T, E>(p, device, stream);
     return cudaErrorInvalidValue;
   };
   switch (p.dtype) {
@@ -52,7 +81,7 @@ cudaError_t backward(const BackwardParams<T>& p, int multiprocessors, cudaStream
   }
 }
 
-template cudaError_t backward<float>(const BackwardParams<float>&, int, cudaStream_t);
-template cudaError_t backward<double>(const BackwardParams<double>&, int, cudaStream_t);
+template cudaError_t backward<float>(const BackwardParams<float>&, const Device&, cudaStream_t);
+template cudaError_t backward<double>(const BackwardParams<double>&, const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -1,12 +1,13 @@
-// Dispatch of the forward pass: the strip kernel of the call's element type, or the generic kernel.
+// Dispatch of the forward pass: the strip kernel of the call's element types, or the generic kernel.
 #include "generic_forward.cuh"
-#include "strip_launch.cuh"
+#include "strip_forward.cuh"
 
 namespace pspl::cuda {
 
 // Instantiated in instances/.
-#define PSPL_DECLARE_STRIPS(T, Sr, Hr) \
-  extern template cudaError_t launch_strips<T, Sr, Hr>(const ForwardParams<T>&, const Workspace&, int, cudaStream_t)
+#define PSPL_DECLARE_STRIPS(T, Sr, Hr)                                                                    \
+  extern template cudaError_t launch_strips<T, Sr, Hr>(const ForwardParams<T>&, Access, const Workspace&, \
+                                                       const Device&, cudaStream_t)
 PSPL_DECLARE_STRIPS(float, float, float);
 PSPL_DECLARE_STRIPS(float, __half, __half);
 PSPL_DECLARE_STRIPS(float, __nv_bfloat16, __nv_bfloat16);
@@ -32,46 +33,54 @@ auto with_element_types(const ForwardParams<T>& p, Use use) {
   return use(AnyType{}, AnyType{});
 }
 
+// Whether the offsets of a walk through an image fit 32 bits. It ends one row below the image, and up to three warps of
+// columns to the right of it.
 template <typename T>
-GenericPlan plan_generic(const ForwardParams<T>& p) {
-  return {static_cast<uint32_t>((p.width + kThreads - 1) / kThreads),
-          static_cast<uint32_t>((p.height + kGenericRows - 1) / kGenericRows)};
+bool has_short_offsets(const ForwardParams<T>& p, const Strides& image) {
+  int64_t end = p.height * image.row + (p.width + 3 * kLanes) * image.column;
+  for (int i = 0; i < kLeadingDims; ++i) end += (p.leading[i] - 1) * image.leading[i];
+  return end <= INT32_MAX;
 }
 
+// The most specialised access that a call allows.
 template <typename T>
-int64_t generic_blocks(const ForwardParams<T>& p) {
-  const GenericPlan plan = plan_generic(p);
-  return p.planes() * plan.across * plan.down;
+Access access_of(const ForwardParams<T>& p) {
+  const GradientImage& out = p.gradient;
+  // The gradient's dtypes that the specialised kernels store; see StripWalker::store_gradients().
+  const bool typed = out.data == nullptr || out.dtype == p.sr.dtype ||
+                     (p.sr.dtype == DType::kFloat16 && out.dtype == DType::kFloat32 &&
+                      (p.distance != Distance::kL1 || p.map.data != nullptr));
+  if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
+      !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
+    return Access::kGeneral;
+  const auto even = [](int64_t value) { return value % 2 == 0; };
+  const bool pairs = out.data == nullptr ||
+                     (out.strides.column == 1 && even(p.width) && even(out.strides.row) &&
+                      std::all_of(out.strides.leading, out.strides.leading + kLeadingDims, even) &&
+                      reinterpret_cast<uintptr_t>(out.data) % static_cast<uintptr_t>(2 * size_of(out.dtype)) == 0);
+  return p.sr.strides.column == 1 && p.hr.strides.column == 1 && pairs ? Access::kUnit : Access::kSpaced;
 }
 
 }  // namespace
 
 template <typename T>
-int64_t workspace_size(const ForwardParams<T>& params, int multiprocessors) {
-  return with_element_types(params, [&](auto sr, auto hr) -> int64_t {
-    const bool strips = has_strip_kernel<T, decltype(sr), decltype(hr)>(params);
-    return kNumSums * (strips ? strip_blocks(plan_strips(params, multiprocessors)) : generic_blocks(params));
-  });
-}
-
-template <typename T>
-cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, int multiprocessors,
+cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, const Device& device,
                     cudaStream_t stream) {
+  // The kernels' indices have 32 bits.
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  if (params.height >= kLimit || params.width >= kLimit || params.planes() >= kLimit ||
+      kWarps * most_blocks(params.planes(), params.height, params.width) >= kLimit)
+    return cudaErrorInvalidConfiguration;
   return with_element_types(params, [&](auto sr, auto hr) {
     using Sr = decltype(sr);
     using Hr = decltype(hr);
-    if (has_strip_kernel<T, Sr, Hr>(params)) {
-      return launch_strips<T, Sr, Hr>(params, workspace, multiprocessors, stream);
-    }
-    const int64_t blocks = generic_blocks(params);
-    if (!has_short_indices(params, blocks)) return cudaErrorInvalidConfiguration;
-    return launch(&generic_forward<T>, blocks, sizeof(GenericShared), stream, params, plan_generic(params), workspace);
+    if (params.radius == 5 || (kHasAllWindows<Sr, Hr> && params.radius >= 1 && params.radius <= 4))
+      return launch_strips<T, Sr, Hr>(params, access_of(params), workspace, device, stream);
+    return launch_generic(params, workspace, stream);
   });
 }
 
-template int64_t workspace_size<float>(const ForwardParams<float>&, int);
-template int64_t workspace_size<double>(const ForwardParams<double>&, int);
-template cudaError_t forward<float>(const ForwardParams<float>&, const Workspace&, int, cudaStream_t);
-template cudaError_t forward<double>(const ForwardParams<double>&, const Workspace&, int, cudaStream_t);
+template cudaError_t forward<float>(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t);
+template cudaError_t forward<double>(const ForwardParams<double>&, const Workspace&, const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -2,7 +2,7 @@
 // of 2 K, but supports any K without an instantiation.
 #pragma once
 
-#include "pixel.cuh"
+#include "outputs.cuh"
 
 namespace pspl::cuda {
 
@@ -10,8 +10,8 @@ struct GenericShared {
   ReduceShared reduce;
 };
 
-// A block computes kThreads columns of kGenericRows rows.
-constexpr int kGenericRows = 8;
+// A block computes kThreads columns of kGenericRows rows; most_blocks() counts them.
+constexpr int kGenericRows = kMinStripRows;
 
 struct GenericPlan {
   uint32_t across;
@@ -84,6 +84,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
+}
+
+template <typename T>
+cudaError_t launch_generic(const ForwardParams<T>& p, const Workspace& workspace, cudaStream_t stream) {
+  const GenericPlan plan{static_cast<uint32_t>(ceil_div(p.width, kThreads)),
+                         static_cast<uint32_t>(ceil_div(p.height, kGenericRows))};
+  const int64_t blocks = most_blocks(p.planes(), p.height, p.width);
+  return launch(&generic_forward<T>, blocks, sizeof(GenericShared), stream, p, plan, workspace);
 }
 
 }  // namespace pspl::cuda

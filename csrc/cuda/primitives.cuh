@@ -1,7 +1,10 @@
-// Device-only code: approximate instructions, warp shuffles, 16-bit conversions. No other file contains assembly. The
-// tests compile this directory with g++; the `emulation` functions then replace the instructions and return the exact
-// value, shifted by the error bound that is stated at each primitive.
+// What CUDA adds to C++: launches, architectures, approximate and packed instructions, warp shuffles, 16-bit
+// conversions. No other file contains assembly or asks for the architecture. The tests compile this directory with g++;
+// the `emulation` functions then replace the instructions and return the exact value, shifted by the error bound that
+// is stated at each primitive.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -12,13 +15,41 @@
 #endif
 
 #include "../pspl_math.h"
+#include "launch.h"
 
 namespace pspl::cuda {
 
-constexpr int kLanes = 32;
-constexpr int kWarps = 4;
-constexpr int kThreads = kLanes * kWarps;
 constexpr unsigned kFullWarp = 0xffffffffu;
+
+// A runtime call instead of <<<>>> lets the tests run the launchers, unmodified, on a CPU.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, size_t shared_bytes, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  return cudaGetLastError();  // the same status; it also clears the error, which torch's own checks would report again
+}
+
+// ---------------------------------------------------------------- architectures
+
+#if defined(__CUDA_ARCH__)
+constexpr int kArchitecture = __CUDA_ARCH__ / 10;
+#elif defined(__CUDACC__)
+constexpr int kArchitecture = 0;  // host code: shared memory has the largest size that an architecture needs
+#else
+constexpr int kArchitecture = emulation::kArchitecture;
+#endif
+
+constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
+
+// Instructions on two float32 numbers in adjacent registers. ptxas splits them on other architectures.
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+#define PSPL_PACKED_FLOAT32
+#endif
 
 // ---------------------------------------------------------------- approximate instructions
 //
@@ -97,6 +128,53 @@ struct DeviceMath {
   static __device__ __forceinline__ float rsqrt(float x) { return rsqrt_approx(x); }
   static __device__ __forceinline__ double rsqrt(double x) { return 1.0 / sqrt(x); }
 };
+
+// ---------------------------------------------------------------- pairs
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T s;  // of x + y
+  T d;  // of x - y
+};
+
+#if defined(PSPL_PACKED_FLOAT32)
+__device__ __forceinline__ uint64_t pack(Pair<float> pair) {
+  uint64_t bits;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(bits) : "f"(pair.s), "f"(pair.d));
+  return bits;
+}
+
+__device__ __forceinline__ Pair<float> unpack(uint64_t bits) {
+  Pair<float> pair;
+  asm("mov.b64 {%0, %1}, %2;" : "=f"(pair.s), "=f"(pair.d) : "l"(bits));
+  return pair;
+}
+#endif
+
+// tap * value + sum, each element rounded once.
+__device__ __forceinline__ Pair<float> multiply_add(float tap, Pair<float> value, Pair<float> sum) {
+#if defined(PSPL_PACKED_FLOAT32)
+  uint64_t result;
+  asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(result) : "l"(pack({tap, tap})), "l"(pack(value)), "l"(pack(sum)));
+  return unpack(result);
+#else
+  return {fmaf(tap, value.s, sum.s), fmaf(tap, value.d, sum.d)};
+#endif
+}
+__device__ __forceinline__ Pair<double> multiply_add(double tap, Pair<double> value, Pair<double> sum) {
+  return {fma(tap, value.s, sum.s), fma(tap, value.d, sum.d)};
+}
+
+__device__ __forceinline__ Pair<float> square(Pair<float> pair) {
+#if defined(PSPL_PACKED_FLOAT32)
+  uint64_t result;
+  asm("mul.rn.f32x2 %0, %1, %1;" : "=l"(result) : "l"(pack(pair)));
+  return unpack(result);
+#else
+  return {pair.s * pair.s, pair.d * pair.d};
+#endif
+}
+__device__ __forceinline__ Pair<double> square(Pair<double> pair) { return {pair.s * pair.s, pair.d * pair.d}; }
 
 // ---------------------------------------------------------------- warps
 

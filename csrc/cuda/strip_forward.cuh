@@ -9,8 +9,7 @@
 // current one is blurred.
 #pragma once
 
-#include "pixel.cuh"
-#include "plan.h"
+#include "outputs.cuh"
 
 namespace pspl::cuda {
 
@@ -58,12 +57,6 @@ struct StripTraits {
 
 // ---------------------------------------------------------------- shared memory
 
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-  T s;  // x + y - pivot, or its square
-  T d;  // x - y, or its square
-};
-
 template <typename T, int kChunk>
 struct alignas(16) Chunk {
   Pair<T> pair[kChunk];
@@ -75,11 +68,10 @@ struct alignas(sizeof(T) * kColumns) CentreDifference {
   T value[kColumns];
 };
 
-// One row of a strip with its halo. Squares are formed once per pixel here, not once per tap.
+// One row of a strip with its halo: [0] holds s = x + y - pivot and d = x - y, [1] their squares.
 template <typename Traits>
 struct alignas(16) StripRow {
-  Pair<typename Traits::T> pairs[Traits::kPitch];
-  Pair<typename Traits::T> squares[Traits::kPitch];
+  Pair<typename Traits::T> pairs[kSquareAfterLoad ? 1 : 2][Traits::kPitch];
 };
 
 // Two rows per warp, because a lane that is ahead writes the next row while another still reads this one.
@@ -127,8 +119,8 @@ class StripWalker {
                                          int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
                                          unsigned char* shared, StripSums& strip_sums)
       : p(params), read_sr(params.sr), read_hr(params.hr), shared_memory(shared), sums(strip_sums), lane(lane_index) {
-    locate(plan, strip);
-    enlist(rows, centres);
+    locate_strip(plan, strip);
+    locate_lane(rows, centres);
   }
 
   // Three loops, because a branch in the middle one, which takes most of the time, would cost registers. The first 2 R
@@ -153,7 +145,7 @@ class StripWalker {
  private:
   // -------- setup: the strip's place in the images
 
-  __device__ __forceinline__ void locate(const StripPlan& plan, uint32_t strip) {
+  __device__ __forceinline__ void locate_strip(const StripPlan& plan, uint32_t strip) {
     height = static_cast<int>(p.height);
     const int width = static_cast<int>(p.width);
     const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
@@ -196,7 +188,7 @@ class StripWalker {
 
   // -------- setup: this lane's part in it
 
-  __device__ __forceinline__ void enlist(StripRows<Traits>& rows, CentreRing<Traits>& centres) {
+  __device__ __forceinline__ void locate_lane(StripRows<Traits>& rows, CentreRing<Traits>& centres) {
     const int width = static_cast<int>(p.width);
     const int column = first_column + lane * kColumns;
 #pragma unroll
@@ -226,8 +218,8 @@ class StripWalker {
                                         (Traits::kUnit ? column : column * p.gradient.strides.column));
     map_next = map_plane + first_row * p.map.strides.row + column * p.map.strides.column;
 
-    write_offset = offset_of(rows.row[0].pairs + lane);
-    read_offset = offset_of(rows.row[0].pairs + lane * kColumns);
+    write_offset = offset_of(rows.row[0].pairs[0] + lane);
+    read_offset = offset_of(rows.row[0].pairs[0] + lane * kColumns);
     to_other_row = sizeof(StripRow<Traits>);
     centre_offset = offset_of(&centres[0][lane]);
   }
@@ -268,30 +260,25 @@ class StripWalker {
   __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<T> (&complete)[kColumns]) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const T s = (x[k] + y[k]) - pivot;
-      const T d = x[k] - y[k];
+      const Pair<T> pair{(x[k] + y[k]) - pivot, x[k] - y[k]};
       if (lane + kLanes * k < Traits::kLoaded) {
         auto* const to = reinterpret_cast<Pair<T>*>(shared_memory + write_offset) + kLanes * k;
-        to[0] = {s, d};
-        to[Traits::kPitch] = {s * s, d * d};
+        to[0] = pair;
+        if constexpr (!kSquareAfterLoad) to[Traits::kPitch] = square(pair);
       }
     }
     load_or_clear(row + 1, next);
     __syncwarp();
 
-    T moment[kColumns][4];
-    // First the means, then the squares: half as many values are live at once.
+    // Element 0 of the first dimension are the means, element 1 the squares.
+    Pair<T> blurred[2][kColumns] = {};
+    Pair<T> moment[2][kColumns];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      T blurred[2][kColumns] = {};
-      blur_along_row(half, blurred);
+    for (int m = 0; m < 2; ++m) {
+      if (m == 0 || !kSquareAfterLoad) blur_along_row(m, blurred);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          moment[c][2 * half + m] =
-              add_to_column(partial[2 * half + m][c], blurred[m][c], half == 1 && m == 0 ? p.twice_c2 : T(0));
-        }
+        moment[m][c] = add_to_column(partial[m][c], blurred[m][c], {m == 1 ? p.twice_c2 : T(0), T(0)});
       }
     }
     write_offset += to_other_row;
@@ -299,43 +286,44 @@ class StripWalker {
     to_other_row = -to_other_row;
     centre_offset = rows_later(1);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) complete[c] = {moment[c][0], moment[c][1], moment[c][2], moment[c][3]};
+    for (int c = 0; c < kColumns; ++c) complete[c] = {moment[0][c].s, moment[0][c].d, moment[1][c].s, moment[1][c].d};
   }
 
-  // blurred[m][c]: the horizontal window of s (m = 0) and d (m = 1), or of their squares, around column c.
-  __device__ __forceinline__ void blur_along_row(int half, T (&blurred)[2][kColumns]) {
-    constexpr uint32_t kSquares = sizeof(StripRow<Traits>::pairs);
+  // Applies the taps along the row to the pairs (m = 0) or to their squares (m = 1), each as soon as it is loaded. If
+  // the squares are formed here, both at once.
+  __device__ __forceinline__ void blur_along_row(int m, Pair<T> (&blurred)[2][kColumns]) {
+    constexpr uint32_t kSquares = sizeof(StripRow<Traits>::pairs[0]);
     const auto* const chunks =
-        reinterpret_cast<const Chunk<T, Traits::kChunk>*>(shared_memory + read_offset + half * kSquares);
+        reinterpret_cast<const Chunk<T, Traits::kChunk>*>(shared_memory + read_offset + m * kSquares);
     Chunk<T, Traits::kChunk> chunk;
     Centre centre;
 #pragma unroll
     for (int j = 0; j < Traits::kReach; ++j) {
       if (j % Traits::kChunk == 0) chunk = chunks[j / Traits::kChunk];
       const Pair<T> pair = chunk.pair[j % Traits::kChunk];
-      const T value[2] = {pair.s, pair.d};
+      const Pair<T> squared = square(pair);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int distance = j - c - R;  // from the centre of column c's window
         if (distance < -R || distance > R) continue;
         if (distance == 0) centre.value[c] = pair.d;
         const T tap = p.taps[distance < 0 ? -distance : distance];
-#pragma unroll
-        for (int m = 0; m < 2; ++m) blurred[m][c] += tap * value[m];
+        blurred[m][c] = multiply_add(tap, pair, blurred[m][c]);
+        if constexpr (kSquareAfterLoad) blurred[1][c] = multiply_add(tap, squared, blurred[1][c]);
       }
     }
-    if (half == 0) *reinterpret_cast<Centre*>(shared_memory + centre_offset) = centre;
+    if (m == 0) *reinterpret_cast<Centre*>(shared_memory + centre_offset) = centre;
   }
 
   // Adds a row's value to the 2 R output rows it reaches and returns the one that is now complete. Every sum is written
   // one slot below the one it was read from, so the shift needs no instruction. A new sum starts at `start`.
-  __device__ __forceinline__ T add_to_column(T (&sum)[2 * R], T value, T start) {
-    const T complete = sum[0] + p.taps[R] * value;
+  __device__ __forceinline__ Pair<T> add_to_column(Pair<T> (&sum)[2 * R], Pair<T> value, Pair<T> start) {
+    const Pair<T> complete = multiply_add(p.taps[R], value, sum[0]);
 #pragma unroll
     for (int k = 0; k + 1 < 2 * R; ++k) {
-      sum[k] = sum[k + 1] + p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k] * value;
+      sum[k] = multiply_add(p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k], value, sum[k + 1]);
     }
-    sum[2 * R - 1] = p.taps[R] * value + start;
+    sum[2 * R - 1] = multiply_add(p.taps[R], value, start);
     return complete;
   }
 
@@ -344,13 +332,12 @@ class StripWalker {
   __device__ __forceinline__ void emit_row(const Moments<T> (&complete)[kColumns]) {
     // The row R above the one just written. The next slot of the ring holds the row kRing - 1 above it.
     const auto centre = *reinterpret_cast<const Centre*>(shared_memory + rows_later(Traits::kRing - 1 - R));
-    // Beyond the right edge of a zero-padded image the difference is 0, and so is its l1 or l2 loss: no test is needed.
-    const bool zero_beside = Traits::kZeros && (!kHasAnyDistance<Traits::kWork> ||
-                                                (Traits::kWork == Work::kDistance && p.distance == Distance::kL2));
+    // Beyond the right edge of a zero-padded image the difference is 0, and so is its l1 loss: no test is needed.
+    constexpr bool kZeroBeside = Traits::kZeros && !kHasAnyDistance<Traits::kWork>;
     T gradient[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      const bool counts = zero_beside || valid[c];
+      const bool counts = kZeroBeside || valid[c];
       gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts, inside[c],
                                               map_next + c * p.map.strides.column, sums);
     }
@@ -418,8 +405,8 @@ class StripWalker {
   int64_t map_next;
   uint32_t write_offset, read_offset, to_other_row, centre_offset;
 
-  T x[kLoads] = {}, y[kLoads] = {};    // the row loaded last; zeros where the image has no row or no column
-  T partial[4][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
+  T x[kLoads] = {}, y[kLoads] = {};          // the row loaded last; zeros where the image has no row or no column
+  Pair<T> partial[2][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
 };
 
 // ---------------------------------------------------------------- kernel
@@ -448,6 +435,54 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
     walker.walk();
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
+}
+
+// ---------------------------------------------------------------- launch
+
+// float32 and 16-bit images of one dtype have kernels for windows of 3 to 11, mixed dtypes and float64 for 11 only.
+template <typename Sr, typename Hr>
+constexpr bool kHasAllWindows = std::is_same_v<Sr, Hr> && !std::is_same_v<Sr, AnyType>;
+
+// The 11 x 11 window has kernels that omit what a call does not need; each other window has one general kernel.
+// Instantiated in instances/, one file per pair of element types, which compile in parallel.
+template <typename T, typename Sr, typename Hr>
+cudaError_t launch_strips(const ForwardParams<T>& p, Access access, const Workspace& workspace, const Device& device,
+                          cudaStream_t stream) {
+  const auto run = [&](auto traits) {
+    using Traits = decltype(traits);
+    constexpr int kBytes = sizeof(StripShared<Traits>);
+    static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
+    const StripPlan plan =
+        plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), Traits::kWidth, p.radius,
+                    resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
+    return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
+  };
+  const bool map = p.map.data != nullptr;
+  const bool stats = p.stats != nullptr;
+  const bool l1 = p.distance == Distance::kL1;
+  if constexpr (kHasAllWindows<Sr, Hr>) {
+    if (p.radius == 1) return run(StripTraits<T, Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 2) return run(StripTraits<T, Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 3) return run(StripTraits<T, Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 4) return run(StripTraits<T, Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
+  }
+  if constexpr (!std::is_same_v<Sr, AnyType>) {
+    if (access == Access::kUnit && !map && (l1 || !stats)) {
+      if (stats) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
+      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1>{});
+      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kDistance>{});
+    }
+    if (access == Access::kUnit && kHasAllWindows<Sr, Hr>)
+      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kAll>{});
+    if (access != Access::kGeneral && !map && !stats) {
+      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
+      return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
+    }
+    if (kHasAllWindows<Sr, Hr> && !map && !stats) {
+      return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
+    }
+  }
+  return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kAll>{});
 }
 
 }  // namespace pspl::cuda

@@ -1,5 +1,6 @@
-"""Plug-ins for training frameworks, one module each. Importing one registers PSPLLoss with its framework (docs/frameworks.md).
+"""Plug-ins for training frameworks, one module each (docs/frameworks.md).
 
-``basicsr``, ``neosr`` and ``trainner_redux`` register ``PSPLLoss`` with the framework's losses, ``mmagic`` with MMEngine's
-models; ``edsr_pytorch`` and ``kair`` build it for one line in the framework's if-chain; ``lightning`` is a callback.
+Importing ``basicsr``, ``neosr`` or ``trainner_redux`` registers PSPLLoss with the framework's losses and makes its models advance
+it when they resume; ``mmagic`` registers it with MMEngine's models. ``edsr_pytorch`` and ``kair`` build it for one branch in the
+framework's if-chain. ``lightning``, ``transformers`` and ``accelerate`` take its iteration from the steps of the optimizer.
 """

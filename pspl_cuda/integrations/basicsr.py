@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from ._plugin import ResumingLoss, needs, register
+from .. import PSPLLoss
+from ._plugin import follow_resume, needs, register
 
 with needs(
     "BasicSR", "pip install basicsr, and see docs/troubleshooting.md if that or its import of torchvision fails"
 ):
     from basicsr.utils.registry import LOSS_REGISTRY
 
-
-class PSPLLoss(ResumingLoss):
-    """Applies ``loss_weight`` itself, as all losses of BasicSR."""
-
-    model_class = ("basicsr.models.base_model", "BaseModel")
-
-
 register(LOSS_REGISTRY, PSPLLoss)
+follow_resume("basicsr.models.base_model", "BaseModel")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import PSPLLoss
 from ..config import check_count
-from ._plugin import needs
+from ._plugin import losses_of_training, needs, set_iteration
 
 with needs("Lightning", "pip install lightning"):
     try:
@@ -14,11 +16,11 @@ with needs("Lightning", "pip install lightning"):
 
 
 class PSPLSchedule(Callback):
-    """Before each training batch, every PSPLLoss in the module is set to the iterations that the trainer has done.
+    """Before each batch, every PSPLLoss in the module is set to the optimizer steps done.
 
-    The trainer counts optimizer steps: micro-batches of one step share an iteration, also where the last step of an epoch
-    has fewer of them, and a resumed trainer continues its count. ``calls_per_iteration`` of the loss is then its number of calls
-    per batch, and ``start_iteration`` is not used.
+    The micro-batches of one optimizer step share an iteration, also where the last step of an epoch has fewer of them, and a
+    resumed trainer continues its count. ``calls_per_iteration`` of the loss is then its number of calls per batch, and
+    ``start_iteration`` is not used.
 
     Args:
         optimizer_steps_per_iteration: optimizer steps per batch: 2 for a GAN with two optimizers, because the trainer counts
@@ -33,18 +35,10 @@ class PSPLSchedule(Callback):
         self.optimizer_steps_per_iteration = check_count(
             "optimizer_steps_per_iteration", optimizer_steps_per_iteration, least=1
         )
+        self.losses: list[PSPLLoss] = []
 
-    def on_train_start(self, trainer, pl_module) -> None:
-        if not _losses(pl_module):
-            raise ValueError(
-                f"{type(pl_module).__name__} contains no PSPLLoss; expected one as an attribute, for example "
-                "self.criterion = PSPLLoss() in its __init__."
-            )
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.losses = losses_of_training(pl_module)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        for loss in _losses(pl_module):
-            loss.iteration = trainer.global_step // self.optimizer_steps_per_iteration
-
-
-def _losses(module) -> list[PSPLLoss]:
-    return [part for part in module.modules() if isinstance(part, PSPLLoss)]
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        set_iteration(self.losses, trainer.global_step // self.optimizer_steps_per_iteration)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from ._plugin import ResumingLoss, needs, register
+from .. import PSPLLoss
+from ._plugin import follow_resume, needs, register
 
 with needs("neosr", "run in the folder of its repository, or install it from there"):
     from neosr.utils.registry import LOSS_REGISTRY
 
-
-class PSPLLoss(ResumingLoss):
-    """Applies ``loss_weight`` itself, as all losses of neosr."""
-
-    model_class = ("neosr.models.base", "base")
-
-
 register(LOSS_REGISTRY, PSPLLoss)
+follow_resume("neosr.models.base", "base")

@@ -179,6 +179,35 @@ def test_second_device_while_the_first_is_current():
     assert torch.equal(loss.cpu(), expected.cpu())
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+def test_images_on_two_devices_are_refused():
+    sr, hr = noisy_pair()
+    with pytest.raises(ValueError, match="cuda:1"):
+        pspl_cuda.pspl_loss(sr, hr.to("cuda:1"), 1.0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+def test_devices_work_at_the_same_time():
+    """Each device has its own counter and its own plan."""
+    pairs = [noisy_pair((8, 3, 256, 256), device=f"cuda:{index}") for index in range(2)]
+    expected = [loss_and_gradient(*pair, 1.0) for pair in pairs]
+    for _ in range(20):
+        found = [loss_and_gradient(*pair, 1.0) for pair in pairs]
+        for (loss, gradient), (expected_loss, expected_gradient) in zip(found, expected, strict=True):
+            assert torch.equal(loss, expected_loss)
+            assert torch.equal(gradient, expected_gradient)
+
+
+def test_the_kernel_is_compiled_for_this_generation():
+    """It is not translated from PTX at the first call, without the code for this architecture."""
+    major, minor = torch.cuda.get_device_capability()
+    built = [
+        tuple(map(int, name.removesuffix("+PTX").split(".")))
+        for name in pspl_cuda.backend_info()["cuda"]["architectures"]
+    ]
+    assert any(other[0] == major and other[1] <= minor for other in built)
+
+
 def test_step_on_the_host_for_images_on_the_device():
     sr, hr = noisy_pair()
     expected, _ = loss_and_gradient(sr, hr, 1.5)

@@ -1,13 +1,12 @@
-"""Stand-ins for the training frameworks that CI does not install. Each contains only the code that uses a loss.
+"""Stand-ins for the training frameworks that PyPI does not have. Each contains only the code that uses a loss.
 
-Written from their sources: BasicSR 1.4.2; neosr 0199ef5 (losses, train.py), 3f185e3 (models/image.py); traiNNer-redux e055724 and
-5e52432, where losses weight themselves, and the later version of models/sr_model.py where the loop does; EDSR-PyTorch 4f5e2ce;
-KAIR 2de1b58; MMEngine 0.10.7 with mmagic 9ae3520; Lightning 2.6.
+Each names the commit whose behaviour it copies. The frameworks that PyPI has are tested themselves, in tests/frameworks.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -67,34 +66,8 @@ class Model:
         self.optimizer_g.load_state_dict(*resume_state["optimizers"])
 
 
-def basicsr():
-    registry = Registry()
-
-    class BaseModel(Model):
-        pass
-
-    class SRModel(BaseModel):
-        def __init__(self, loss):
-            super().__init__()
-            self.cri_pix = registry.build_loss(loss).to("cpu")
-
-        def optimize_parameters(self, lq, gt):
-            self.optimizer_g.zero_grad()
-            self.output = self.net_g(lq)
-            l_total = 0
-            l_pix = self.cri_pix(self.output, gt)
-            l_total += l_pix
-            l_total.backward()
-            self.optimizer_g.step()
-            self.log_dict = {"l_pix": l_pix.mean().item()}
-            return l_total
-
-    return SRModel, _modules(
-        basicsr__utils__registry={"LOSS_REGISTRY": registry}, basicsr__models__base_model={"BaseModel": BaseModel}
-    )
-
-
 def neosr():
+    """neosr 31c7022: models/base.py, models/image.py."""
     registry = Registry()
 
     class base(Model):  # noqa: N801
@@ -124,6 +97,7 @@ def neosr():
 
 
 def trainner_redux(weighted_by_loop: bool):
+    """traiNNer-redux: models/sr_model.py and losses/basic_loss.py of 5e52432, or of 68629319, whose loop applies the weight."""
     registry = Registry(ignore_case=True)
 
     class L1Loss(nn.Module):
@@ -172,47 +146,60 @@ def trainner_redux(weighted_by_loop: bool):
             return l_g_total * self.accum_iters
 
     return SRModel, _modules(
-        traiNNer__utils__registry={"LOSS_REGISTRY": registry}, traiNNer__models__base_model={"BaseModel": BaseModel}
+        traiNNer__utils__registry={"LOSS_REGISTRY": registry},
+        traiNNer__losses__basic_loss={"L1Loss": L1Loss},
+        traiNNer__models__base_model={"BaseModel": BaseModel},
     )
 
 
-class EDSRLoss(nn.modules.loss._Loss):
-    """EDSR-PyTorch's ``Loss``, with the branch that docs/frameworks.md adds to it."""
+def _with_branch(source: str, branch: str) -> str:
+    """``source`` with the branch of docs/frameworks.md in the place of its comment, indented as the docs indent it."""
+    return textwrap.dedent(source).replace("# the branch of the docs\n", branch)
 
-    def __init__(self, args, apath=None):
-        super().__init__()
-        self.loss = []
-        self.loss_module = nn.ModuleList()
-        for loss in args.loss.split("+"):
-            weight, loss_type = loss.split("*")
-            if loss_type == "MSE":
-                loss_function = nn.MSELoss()
-            elif loss_type == "L1":
-                loss_function = nn.L1Loss()
-            elif loss_type == "PSPL":
-                from pspl_cuda.integrations import edsr_pytorch
 
-                loss_function = edsr_pytorch.build(args)
-            self.loss.append({"type": loss_type, "weight": float(weight), "function": loss_function})
-            self.loss_module.append(loss_function)
-        if args.precision == "half":
-            self.loss_module.half()
-        if apath is not None:
-            self.load_state_dict(torch.load(Path(apath) / "loss.pt"))
+def edsr(branch: str):
+    """EDSR-PyTorch 9d3bb0e: ``Loss`` of src/loss/__init__.py, whose checkpoints contain the state of its losses."""
+    source = """
+    class Loss(nn.modules.loss._Loss):
+        def __init__(self, args, apath=None):
+            super().__init__()
+            self.loss = []
+            self.loss_module = nn.ModuleList()
+            for loss in args.loss.split('+'):
+                weight, loss_type = loss.split('*')
+                if loss_type == 'MSE':
+                    loss_function = nn.MSELoss()
+                elif loss_type == 'L1':
+                    loss_function = nn.L1Loss()
+    # the branch of the docs
+                self.loss.append({'type': loss_type, 'weight': float(weight), 'function': loss_function})
+                self.loss_module.append(loss_function)
+            if args.precision == 'half':
+                self.loss_module.half()
+            if apath is not None:
+                self.load_state_dict(torch.load(Path(apath) / 'loss.pt'))
 
-    def forward(self, sr, hr):
-        return sum(part["weight"] * part["function"](sr, hr) for part in self.loss)
+        def forward(self, sr, hr):
+            return sum(part['weight'] * part['function'](sr, hr) for part in self.loss)
 
-    def save(self, apath):
-        torch.save(self.state_dict(), Path(apath) / "loss.pt")
+        def save(self, apath):
+            torch.save(self.state_dict(), Path(apath) / 'loss.pt')
+    """
+    names = {"nn": nn, "torch": torch, "Path": Path}
+    exec(_with_branch(source, branch), names)
+    return names["Loss"]
 
 
 class NoneDict(dict):
+    """KAIR fc1732f: utils/utils_option.py."""
+
     def __missing__(self, key):
         return None
 
 
 def kair():
+    """KAIR fc1732f: utils/utils_option.py."""
+
     def find_last_checkpoint(save_dir, net_type="G", pretrained_path=None):
         names = [path.name for path in Path(save_dir).glob(f"*_{net_type}.pth")]
         init_iter = max((int(re.match(r"(\d+)_", name)[1]) for name in names), default=0)
@@ -221,90 +208,59 @@ def kair():
     return _modules(utils__utils_option={"find_last_checkpoint": find_last_checkpoint})
 
 
-class KAIRModelPlain:
-    """KAIR's ``ModelPlain``, with the branch that docs/frameworks.md adds to its ``define_loss``."""
-
+class _KAIRModel:
     def __init__(self, opt):
         self.opt, self.opt_train, self.device = opt, opt["train"], "cpu"
         self.netG = nn.Conv2d(3, 3, 3, padding=1)
         self.define_loss()
 
-    def define_loss(self):
-        G_lossfn_type = self.opt_train["G_lossfn_type"]  # noqa: N806
-        if G_lossfn_type == "l1":
-            self.G_lossfn = nn.L1Loss().to(self.device)
-        elif G_lossfn_type == "pspl":
-            from pspl_cuda.integrations import kair
 
-            self.G_lossfn = kair.build(self.opt).to(self.device)
-        else:
-            raise NotImplementedError(f"Loss type [{G_lossfn_type}] is not found.")
-        self.G_lossfn_weight = self.opt_train["G_lossfn_weight"]
+def kair_plain(branch: str):
+    """KAIR fc1732f: ``ModelPlain`` of models/model_plain.py."""
+    source = """
+    class ModelPlain(_KAIRModel):
+        def define_loss(self):
+            G_lossfn_type = self.opt_train['G_lossfn_type']
+            if G_lossfn_type == 'l1':
+                self.G_lossfn = nn.L1Loss().to(self.device)
+    # the branch of the docs
+            else:
+                raise NotImplementedError(G_lossfn_type)
+            self.G_lossfn_weight = self.opt_train['G_lossfn_weight']
 
-    def optimize_parameters(self, low, high):
-        self.E = self.netG(low)
-        G_loss = self.G_lossfn_weight * self.G_lossfn(self.E, high)  # noqa: N806
-        G_loss.backward()
-        return G_loss
-
-
-def mmengine():
-    class MMRegistry:
-        """Unknown names are looked up in the parent; a name can be registered once."""
-
-        def __init__(self, name, parent=None, locations=(), scope=None):
-            self._module_dict, self.parent = {}, parent
-
-        @property
-        def module_dict(self):
-            return self._module_dict
-
-        def register_module(self, name=None, force=False, module=None):
-            name = name or module.__name__
-            if not force and name in self._module_dict:
-                raise KeyError(f"{name} is already registered in model at {self._module_dict[name].__module__}")
-            self._module_dict[name] = module
-
-        def build(self, config):
-            config = dict(config)
-            name, registry = config.pop("type"), self
-            while registry and name not in registry.module_dict:
-                registry = registry.parent
-            if registry is None:
-                raise KeyError(f"{name} is not in the registry")
-            return registry.module_dict[name](**config)
-
-    return _modules(mmengine__registry={"MODELS": MMRegistry("model"), "Registry": MMRegistry})
+        def optimize_parameters(self, low, high, current_step):
+            self.E = self.netG(low)
+            G_loss = self.G_lossfn_weight * self.G_lossfn(self.E, high)
+            G_loss.backward()
+            return G_loss
+    """
+    names = {"nn": nn, "_KAIRModel": _KAIRModel}
+    exec(_with_branch(source, branch), names)
+    return names["ModelPlain"]
 
 
-def lightning():
-    class Callback:
-        pass
+def kair_gan(branch: str):
+    """KAIR fc1732f: ``ModelGAN`` of models/model_gan.py, without its discriminator."""
+    source = """
+    class ModelGAN(_KAIRModel):
+        def define_loss(self):
+            if self.opt_train['G_lossfn_weight'] > 0:
+                G_lossfn_type = self.opt_train['G_lossfn_type']
+                if G_lossfn_type == 'l1':
+                    self.G_lossfn = nn.L1Loss().to(self.device)
+    # the branch of the docs
+                else:
+                    raise NotImplementedError(G_lossfn_type)
+                self.G_lossfn_weight = self.opt_train['G_lossfn_weight']
+            self.D_update_ratio = self.opt_train['D_update_ratio'] if self.opt_train['D_update_ratio'] else 1
+            self.D_init_iters = self.opt_train['D_init_iters'] if self.opt_train['D_init_iters'] else 0
 
-    return _modules(lightning__pytorch={"Callback": Callback})
-
-
-class LightningTrainer:
-    """Lightning's order of hooks, and its count of optimizer steps: the last batch of an epoch always makes one."""
-
-    def __init__(self, callbacks, accumulate_grad_batches=1, steps_per_batch=1, global_step=0):
-        self.callbacks, self.accumulate, self.steps_per_batch = callbacks, accumulate_grad_batches, steps_per_batch
-        self.global_step = global_step
-
-    def _call(self, hook, *args):
-        for callback in self.callbacks:
-            if hasattr(callback, hook):
-                getattr(callback, hook)(self, *args)
-
-    def fit(self, module, epochs, batches_per_epoch):
-        module.train()
-        self._call("on_train_start", module)
-        for _ in range(epochs):
-            for index in range(batches_per_epoch):
-                self._call("on_train_batch_start", module, None, index)
-                module.training_step(None, index)
-                if (index + 1) % self.accumulate == 0 or index + 1 == batches_per_epoch:
-                    self.global_step += self.steps_per_batch
-            module.eval()
-            module.validation_step(None, 0)
-            module.train()
+        def optimize_parameters(self, low, high, current_step):
+            self.E = self.netG(low)
+            if current_step % self.D_update_ratio == 0 and current_step > self.D_init_iters:
+                G_loss = self.G_lossfn_weight * self.G_lossfn(self.E, high)
+                G_loss.backward()
+    """
+    names = {"nn": nn, "_KAIRModel": _KAIRModel}
+    exec(_with_branch(source, branch), names)
+    return names["ModelGAN"]

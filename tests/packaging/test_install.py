@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,7 +140,9 @@ def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, mon
         ("2.14.1+cu130", "13.0", True, {}, []),
         ("2.14.1+cu130", "13.0", False, {}, ["toolkit==13.0.*"]),
         ("2.15.0+cu132", "13.2", False, {}, ["toolkit==13.2.*"]),
-        ("2.14.1+cu126", "12.6", False, {}, []),
+        ("2.14.1+cu126", "12.6", True, {}, []),
+        # PyPI has no nvcc for CUDA 12.
+        ("2.10.0+cu128", "12.8", False, {}, ["toolkit==13.0.*"]),
         ("2.14.1+cu130", "13.0", False, {"PSPL_CUDA": "off"}, []),
         # The CUDA kernels do not need the CPU kernels.
         ("2.14.1+cu130", "13.0", False, {"PSPL_CPU": "off"}, ["toolkit==13.0.*"]),
@@ -150,7 +151,8 @@ def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, mon
         (None, None, True, {}, ["torch>="]),
         (None, None, False, {}, ["torch>=", "toolkit"]),
         (None, None, False, {"PSPL_CUDA": "off"}, ["torch>="]),
-        ("2.9.1+cu130", "13.0", False, {}, ["torch>=", "toolkit"]),
+        # An old torch is left alone: the package works without kernels.
+        ("2.9.1+cu130", "13.0", False, {}, []),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="PyPI's nvcc is taken on Linux only")
@@ -177,11 +179,18 @@ def test_backend_asks_only_for_what_is_missing(
 
 @NEEDS_SOURCES
 def test_oldest_torch_is_written_down_once(build_tools):
-    assert build_tools.installed_torch.REQUIREMENT in (ROOT / "pyproject.toml").read_text()
-    for path in [ROOT / "setup.py", *(ROOT / "build_tools").glob("*.py"), *(ROOT / "pspl_cuda").glob("*.py")]:
-        number = build_tools.installed_torch.REQUIREMENT.removeprefix("torch>=")
-        assert f'"{number}"' not in path.read_text(), path
-        assert f">={number}" not in path.read_text(), path
+    number = build_tools.installed_torch.REQUIREMENT.removeprefix("torch>=")
+    code = [ROOT / "setup.py", *(ROOT / "build_tools").glob("*.py"), *(ROOT / "pspl_cuda").glob("*.py")]
+    for path in [*code, ROOT / "pyproject.toml", ROOT / "noxfile.py"]:
+        if path.exists():
+            assert f'"{number}' not in path.read_text(), path
+            assert f"={number}" not in path.read_text(), path
+
+
+@NEEDS_SOURCES
+def test_any_torch_satisfies_the_package():
+    """pip must not replace a torch that a framework pins."""
+    assert '\ndependencies = ["torch"]\n' in (ROOT / "pyproject.toml").read_text()
 
 
 @NEEDS_SOURCES
@@ -221,14 +230,30 @@ def test_pypi_toolkit_stands_in_for_one_of_another_major_version(build_tools, tm
 
 
 @NEEDS_SOURCES
+def test_newer_toolkit_serves_an_older_torch(build_tools, tmp_path, monkeypatch):
+    """The one of torch's major version if there is one."""
+    new = fake_toolkit(tmp_path / "new", version="13.0")
+    only_these(monkeypatch, new / "bin")
+    monkeypatch.setattr(sys, "path", [])
+    assert build_tools.compilers.find_toolkit("12.8")[0].home == str(new)
+    old = fake_toolkit(tmp_path / "nvidia" / "cu13", version="12.4")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert build_tools.compilers.find_toolkit("12.8")[0].home == str(old)
+    monkeypatch.setenv("CUDA_HOME", str(new))
+    assert build_tools.compilers.find_toolkit("12.8")[0].home == str(new)
+
+
+@NEEDS_SOURCES
 def test_no_toolkit_has_a_remedy(build_tools, tmp_path, monkeypatch):
     only_these(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "platform", "linux")
-    assert "takes nvcc from PyPI" in build_tools.compilers.find_toolkit("13.0")[1]
+    assert build_tools.compilers.find_toolkit("13.0")[1].endswith("which takes nvcc from PyPI")
     reason = build_tools.compilers.find_toolkit("12.8")[1]
     assert reason.startswith("no CUDA toolkit was found: install a CUDA 12 toolkit, set CUDA_HOME to it, and reinstall")
-    assert "PyPI" not in reason
+    assert reason.endswith("which takes nvcc 13.0 from PyPI, whose kernels need an NVIDIA driver for CUDA 13")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "PyPI" not in build_tools.compilers.find_toolkit("12.8")[1]
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     assert "CUDA_HOME is" in build_tools.compilers.find_toolkit("13.0")[1]
 
@@ -253,6 +278,43 @@ def test_cxx_compiler_is_tried(build_tools, tmp_path, monkeypatch):
     assert "no C++ compiler was found (/no/such/compiler does not exist)" in build_tools.compilers.why_no_cxx()
     monkeypatch.setenv("CXX", program(tmp_path / "old", "echo \"error: unrecognized option '-std=c++20'\" >&2; exit 1"))
     assert "(error: unrecognized option '-std=c++20'): the kernels need g++ 11" in build_tools.compilers.why_no_cxx()
+
+
+@NEEDS_SOURCES
+def test_a_compiler_without_vector_types_builds_cuda_kernels_only(build_tools, tmp_path, monkeypatch, capsys):
+    """MSVC compiles standard C++; the CPU kernels need more."""
+    script = """case "$*" in *-std=*) exit 1 ;; esac
+        if grep -q vector_size trial.cpp; then echo "error C2065: vector_size"; exit 1; fi"""
+    cl = program(tmp_path / "bin" / "cl", script)
+    monkeypatch.setenv("CXX", cl)
+    assert build_tools.compilers.why_no_cxx(windows=True) is None
+    reason = build_tools.compilers.why_no_vectors(windows=True)
+    assert reason == (
+        f"the C++ compiler {cl} lacks the vector types of g++ and clang (error C2065: vector_size): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
+    )
+    home = fake_toolkit(tmp_path / "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(build_tools.compilers, "why_no_cxx", lambda: None)
+    monkeypatch.setattr(build_tools.compilers, "why_no_vectors", lambda: reason)
+    decision = build_tools.decisions.decide(fake_torch(build_tools))
+    assert (decision.why_no_cpu, decision.why_no_cuda) == (reason, None)
+    assert "CUDA kernels: yes" in capsys.readouterr().err
+
+
+@NEEDS_SOURCES
+def test_flags_for_msvc(build_tools):
+    """cl.exe and the nvcc that calls it get no flag of g++."""
+    flags = build_tools.compilers.compile_flags(windows=True)
+    assert flags["cxx"][0] == "/O2"
+    assert all(flag.startswith("/") for flag in flags["cxx"])
+    # nvcc's own options are the same on every system; cl's follow -Xcompiler.
+    passed = [flag for before, flag in zip(flags["nvcc"], flags["nvcc"][1:], strict=False) if before == "-Xcompiler"]
+    assert passed == flags["cxx"][1:]
+    assert [flag for flag in flags["nvcc"] if flag not in passed] == ["-O3", *["-Xcompiler"] * len(passed)]
+    assert not any(
+        flag.startswith("/") for kind in build_tools.compilers.compile_flags(windows=False).values() for flag in kind
+    )
 
 
 @NEEDS_SOURCES
@@ -363,9 +425,17 @@ def test_unknown_switch_is_rejected(name, build_tools, monkeypatch):
 
 
 @NEEDS_SOURCES
-def test_torch_too_old_or_missing(build_tools):
-    with pytest.raises(SystemExit, match=r"or later, but 2\.9\.1 is installed\. Upgrade torch"):
-        build_tools.decisions.decide(fake_torch(build_tools, "2.9.1"))
+def test_torch_too_old_or_missing(build_tools, monkeypatch, capsys):
+    """An old one stops no installation, unless kernels are forced."""
+    old = fake_torch(build_tools, "2.6.0+cu126", "12.6")
+    decision = build_tools.decisions.decide(old)
+    reason = "torch 2.6.0+cu126 is older than 2.10, which the kernels need: upgrade torch and reinstall"
+    assert decision.why_no_cpu == decision.why_no_cuda == reason
+    assert "THIS INSTALLATION HAS NO KERNELS" in capsys.readouterr().err
+    assert decision.record(old)["_cpu"] == {"reason": f"{reason}."}
+    monkeypatch.setenv("PSPL_CPU", "force")
+    with pytest.raises(SystemExit, match=r"PSPL_CPU=force, but the CPU kernels can't be built: torch 2\.6"):
+        build_tools.decisions.decide(old)
     with pytest.raises(SystemExit, match="install torch first"):
         build_tools.decisions.decide(None)
 
@@ -523,24 +593,48 @@ def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
         ("_cpu", "2.14.1+cu130", "13.0", "x86_64", None),
         ("_cuda", "2.14.1+cu130", "13.2", "x86_64", None),
         ("_cpu", "2.13.0+cpu", None, "x86_64", None),
-        ("_cpu", "2.9.1", None, "x86_64", "torch 2.9.1 is older than 2.11, which the kernels need: upgrade torch."),
+        ("_cpu", "2.9.1", None, "x86_64", "torch 2.9.1 is older than 2.10, which the kernels need: upgrade torch."),
         ("_cpu", "2.13.0", None, "aarch64", "it was built for x86_64, and this processor is aarch64: reinstall"),
         ("_cuda", "2.13.0+cpu", None, "x86_64", "torch 2.13.0+cpu is not a CUDA build: install one that is."),
-        (
-            "_cuda",
-            "2.13.0+cu126",
-            "12.6",
-            "x86_64",
-            "built for CUDA 13.0, and torch 2.13.0+cu126 is of CUDA 12.6: reinstall",
-        ),
+        ("_cuda", "2.13.0+cu126", "12.6", "x86_64", None),
     ],
 )
-def test_library_of_another_machine_or_torch_is_refused(library, version, cuda, machine, message):
-    build = {"machine": "x86_64", "needs_torch": "2.11", "_cuda": {"toolkit": "13.0"}}
+def test_library_of_another_machine_or_torch_is_refused(library, version, cuda, machine, message, monkeypatch):
+    monkeypatch.setattr(_library, "_driver_cuda", lambda: None)
+    build = {"machine": "x86_64", "needs_torch": "2.10", "_cuda": {"toolkit": "13.0"}}
     reason = _library._mismatch(library, build, version, cuda, machine)
     assert reason is None if message is None else message in reason
     # A build of an earlier version recorded less.
     assert _library._mismatch(library, {}, version, cuda, machine) is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "refused"), [((12, 8), True), ((13, 0), False), ((13, 2), False), ((14, 0), False), (None, False)]
+)
+def test_driver_must_be_as_new_as_the_toolkit(driver, refused, monkeypatch):
+    """The runtime in the library needs it; the CPU library has none."""
+    monkeypatch.setattr(_library, "_driver_cuda", lambda: driver)
+    build = {"_cuda": {"toolkit": "13.0"}}
+    reason = _library._mismatch("_cuda", build, "2.10.0+cu128", "12.8", "x86_64")
+    expected = (
+        "it was built with CUDA 13.0, and the NVIDIA driver supports CUDA 12.8: update the driver (580 or later), or install a "
+        "CUDA 12 toolkit, set CUDA_HOME to it, and reinstall the package."
+    )
+    assert reason == (expected if refused else None)
+    assert _library._mismatch("_cpu", build, "2.10.0+cu128", "12.8", "x86_64") is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_version_of_the_driver(tmp_path, monkeypatch):
+    """Asked from the driver's library, whatever torch was built with."""
+    (tmp_path / "driver.c").write_text("int cuDriverGetVersion(int *version) { *version = 12080; return 0; }")
+    driver = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", driver, tmp_path / "driver.c"], check=True)
+    load = _library.ctypes.CDLL
+    monkeypatch.setattr(_library.ctypes, "CDLL", lambda name: load(str(driver)) if name == driver.name else load(name))
+    assert _library._driver_cuda() == (12, 8)
+    monkeypatch.setattr(_library.ctypes, "CDLL", lambda name: load(str(tmp_path / "none")))
+    assert _library._driver_cuda() is None
 
 
 def images():
@@ -585,7 +679,10 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     """After ``pip install .``, Python started in the source folder imports the sources, which hold no kernels."""
     if not pspl_cuda.backend_info()["cpu"]["available"]:
         pytest.skip("the CPU kernel is not built")
-    if not Path(str(distribution("pspl_cuda").locate_file("pspl_cuda"))).exists():
+    # In isolated mode, so that the source folder's own metadata is not found.
+    code = "from importlib.metadata import distribution; print(distribution('pspl_cuda').locate_file('pspl_cuda'))"
+    installed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    if not Path(installed.strip()).exists():
         pytest.skip("installed in editable mode: source and installed package are one")
     copy = tmp_path / "pspl_cuda"
     copy.mkdir()

@@ -1,5 +1,5 @@
 """The resources of the CUDA kernels, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
-architecture, and the instructions of a training step's inner loop.
+architecture; the instructions of the inner loops of training kernels; and the time that these take at the peak rates of a GPU.
 
     python tests/tools/cuda_resources.py
 
@@ -9,7 +9,6 @@ nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
@@ -17,14 +16,19 @@ import shutil
 import site
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # pytest has it from pyproject.toml
+
+from helpers import compiled
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 EMULATION = ROOT / "tests" / "cuda" / "emulation"
-BUILD = EMULATION / "build" / "nvcc"
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # torch's own flags, without torch on the include path: kernels do not use it.
@@ -33,20 +37,20 @@ FLAGS = (
     "-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ "
     "-D__CUDA_NO_HALF2_OPERATORS__"
 )
-PROCESSES = 2
 
-# The most instructions per output pixel, for sm_90, of the inner loops of training kernels; float32 with statistics may have
-# 4 % more than without.
+# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES.
 LIMITS = {
-    "strip_forward<float, float, float, 5, kUnit, kL1>": 146,
-    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": 1.04 * 145.5,
-    "strip_forward<float, float, float, 5, kSpaced, kL1>": 160,
-    "strip_forward<float, float, float, 5, kUnit, kDistance>": 176,
-    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": 150,
-    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": 165,
-    "strip_forward<float, __half, float, 5, kUnit, kL1>": 150,
-    "strip_forward<float, __half, float, 5, kSpaced, kL1>": 165,
+    "strip_forward<float, float, float, 5, kUnit, kL1>": (145, 146, 146, 146, 150, 101, 147),
+    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": (150, 151, 151, 151, 155, 107, 150),
+    "strip_forward<float, float, float, 5, kSpaced, kL1>": (155, 156, 156, 156, 164, 110, 155),
+    "strip_forward<float, float, float, 5, kUnit, kDistance>": (176, 177, 177, 177, 181, 124, 170),
+    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": (162, 148, 148, 148, 152, 103, 150),
+    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": (174, 160, 160, 160, 167, 113, 157),
+    "strip_forward<float, __half, float, 5, kUnit, kL1>": (149, 148, 148, 148, 152, 103, 150),
+    "strip_forward<float, __half, float, 5, kSpaced, kL1>": (159, 160, 160, 160, 167, 113, 157),
 }
+# The FP32 pipe; the last three have two operations each.
+_FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
 _FILES = {"float": "float32", "__half": "float16_float32", "__nv_bfloat16": "bfloat16_float32"}
 
 
@@ -59,39 +63,18 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))
 
 
-def _ninja() -> str:
-    try:
-        import ninja
-    except ImportError:
-        return "ninja"
-    return str(Path(ninja.BIN_DIR) / "ninja")
+def compile_all(sources: list[Path] | None = None) -> dict[str, Path]:
+    """Compile every .cu file for every architecture, unless helpers/compiled.py has the result, and return the objects by name.
 
-
-def compile_all(sources: list[Path] | None = None, folder: Path = BUILD) -> dict[str, Path]:
-    """Compile every .cu file for every architecture, those that have changed, and return the objects by name.
-
-    The output of ptxas is beside each object, in ``<name>.log``. Raises RuntimeError with nvcc's output if there are errors or
-    warnings.
+    The output of ptxas is beside each object, with the suffix ``.log``. Raises RuntimeError with nvcc's output if there are
+    errors or warnings.
     """
     sources = sources or sorted((CSRC / "cuda").rglob("*.cu"))
-    architectures = " ".join(f"-gencode arch=compute_{n},code=sm_{n}" for n in ARCHITECTURES)
-    nvcc = f"{find_tool('nvcc')} {FLAGS} {architectures}"
-    lines = [
-        "rule nvcc",
-        f"  command = {nvcc} -MD -MF $out.d -c $in -o $out > $log 2>&1 || (cat $log; exit 1)",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        *(f"build {s.stem}.o: nvcc {s}\n  log = {s.stem}.log" for s in sources),
-        "",
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several pytest runs may want it at once
-        (folder / "build.ninja").write_text("\n".join(lines))
-        result = subprocess.run([_ninja(), "-C", folder, "-j", str(PROCESSES)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"nvcc does not accept the kernels:\n{result.stdout[-6000:]}")
-    return {s.stem: folder / f"{s.stem}.o" for s in sources}
+    architectures = [part for n in ARCHITECTURES for part in ("-gencode", f"arch=compute_{n},code=sm_{n}")]
+    try:
+        return compiled.compile_sources([find_tool("nvcc")], [*FLAGS.split(), *architectures], sources)
+    except compiled.CompileError as error:
+        raise RuntimeError(f"nvcc does not accept the kernels:\n{error}") from None
 
 
 # ---------------------------------------------------------------- registers, stack, spills
@@ -108,7 +91,7 @@ class Resources(NamedTuple):
 @functools.cache
 def _enumerators() -> dict[str, list[str]]:
     """Names of the enumerators that kernels are specialised for: c++filt shows numbers."""
-    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "pixel.cuh"))
+    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "outputs.cuh"))
     found = {}
     for enum in ("Access", "Work"):
         (body,) = re.findall(rf"enum class {enum} {{(.*?)}}", text, re.DOTALL)
@@ -120,7 +103,9 @@ def _enumerators() -> dict[str, list[str]]:
 def readable(mangled: str) -> str:
     """strip<float, __half, 5, kUnit, kL1> and the like."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    name = re.sub(r"^void |pspl::cuda::|\(pspl::(Forward|Backward)Params.*$", "", name).replace("_kernel<", "<")
+    name = re.sub(
+        r"^void |pspl::cuda::|\(anonymous namespace\)::|\(pspl::(Forward|Backward)Params.*$", "", name
+    ).replace("_kernel<", "<")
     name = re.sub(r"StripTraits<(.*)> ?>", r"\1>", name)
     for enum, names in _enumerators().items():
         name = re.sub(rf"\({enum}\)(\d)", lambda match, names=names: names[int(match[1])], name)
@@ -152,8 +137,9 @@ def resources() -> dict[str, dict[int, Resources]]:
     return dict(sorted((readable(mangled), costs) for mangled, costs in table.items()))
 
 
-def shared_bytes() -> dict[str, int]:
-    """Dynamic shared memory of a block, by kernel without the arguments that do not change it."""
+@functools.cache
+def shared_bytes(architecture: int) -> dict[str, int]:
+    """Shared memory that a block uses on an architecture, by kernel without the arguments that do not change it."""
     sizes = {
         f"strip_forward<{t}, {r}>": f"StripShared<StripTraits<{t}, {t}, {t}, {r}, Access::kGeneral, Work::kAll>>"
         for t in ("float", "double")
@@ -163,11 +149,13 @@ def shared_bytes() -> dict[str, int]:
     lines = [f'std::printf("%zu\\n", sizeof({type_}));' for type_ in sizes.values()]
     headers = "".join(f"#include {name}\n" for name in ("<cstdio>", '"strip_forward.cuh"', '"generic_forward.cuh"'))
     source = headers + "using namespace pspl::cuda; int main() {" + "".join(lines) + "}"
-    program = BUILD / "shared_bytes"
     shim = EMULATION / "cuda_shim.h"
-    command = ["g++", "-std=c++17", "-include", shim, "-I", CSRC / "cuda", "-x", "c++", "-", "-o", program]
-    subprocess.run(command, input=source, text=True, check=True)
-    output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    command = ["g++", "-std=c++17", "-include", shim, "-isystem", EMULATION / "toolkit", "-I", CSRC / "cuda"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "shared_bytes")
+        command += [f"-DPSPL_EMULATED_ARCHITECTURE={architecture}", "-x", "c++", "-", "-o", program]
+        subprocess.run(command, input=source, text=True, check=True)
+        output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     return dict(zip(sizes, map(int, output.split()), strict=True))
 
 
@@ -188,38 +176,53 @@ def table(costs: dict[str, dict[int, Resources]]) -> str:
     def cell(cost: Resources) -> str:
         return f"{cost.registers}" + (f"+{cost.spills}" if cost.spills else f"*{cost.stack}" if cost.stack else "")
 
-    sizes = shared_bytes()
+    sizes = {architecture: shared_bytes(architecture) for architecture in (75, 90)}
     width = max(map(len, costs))
-    lines = [f"{'':{width}}{'shared':>8}  registers (+spilled bytes, *stack bytes)"]
-    lines.append(f"{'':{width}}{'bytes':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
+    lines = [f"{'':{width}}{'shared bytes':>16}  registers (+spilled bytes, *stack bytes)"]
+    lines.append(f"{'':{width}}{'sm_75':>8}{'sm_90':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
     for kernel, by_architecture in costs.items():
         cells = "".join(f"{cell(by_architecture[a]):>9}" for a in ARCHITECTURES)
-        lines.append(f"{kernel:{width}}{_shared_by(kernel, sizes):>8}{cells}")
+        shared = "".join(f"{_shared_by(kernel, by_kernel):>8}" for by_kernel in sizes.values())
+        lines.append(f"{kernel:{width}}{shared}{cells}")
     return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- instructions
 
 
-def _instructions(path: Path, kernel: str, architecture: int) -> list[tuple[int, str]]:
-    """``(address, instruction)`` of one kernel."""
+@functools.cache
+def _code(path: Path, architecture: int) -> dict[str, list[tuple[int, str]]]:
+    """``{kernel: [(address, instruction)]}`` of an object."""
     command = [find_tool("cuobjdump"), "-arch", f"sm_{architecture}", "-sass", str(path)]
     sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
     for function in re.split(r"\n\s*Function : ", sass)[1:]:
         mangled, body = function.split("\n", 1)
-        if readable(mangled.strip()) == kernel:
-            return [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
-    raise LookupError(f"{path.name} contains no {kernel}")
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)
+        found[readable(mangled.strip())] = [(int(address, 16), text) for address, text in code]
+    return found
 
 
-def steady_state(kernel: str, architecture: int = 90) -> Counter:
-    """Instructions by kind for one output pixel in the loop over the rows of a strip that complete an output row.
+class Loop(NamedTuple):
+    """The inner loop of a strip kernel, per output pixel."""
+
+    kinds: Counter  # instructions by kind
+    fp32: float  # operations of the FP32 pipe; a packed instruction has two
+    wavefronts: float  # of shared memory, 128 bytes each, per warp
+
+    @property
+    def instructions(self) -> float:
+        return self.kinds.total()
+
+
+def steady_state(kernel: str, architecture: int = 90) -> Loop:
+    """The loop over the rows of a strip that complete an output row.
 
     It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
-    turn.
+    turn. The lanes of a warp access consecutive addresses in shared memory, so a wavefront moves 128 bytes.
     """
     file = _FILES[kernel.split(", ")[1]]
-    code = _instructions(compile_all()[file], kernel, architecture)
+    code = _code(compile_all()[file], architecture)[kernel]
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
@@ -227,11 +230,104 @@ def steady_state(kernel: str, architecture: int = 90) -> Counter:
             body = [other for at, other in code if int(jump[1], 16) <= at <= address]
             if all(any(kind in other for other in body) for kind in ("LDG", "MUFU.EX2")):
                 loops.append(body)
-    body = min(loops, key=len)
-    kinds = Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in body)
-    del kinds["NOP"]
-    pixels = sum("MUFU.EX2" in text for text in body)
-    return Counter({kind: count / pixels for kind, count in kinds.items()})
+    body = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0] for text in min(loops, key=len)]
+    body = [name for name in body if name != "NOP"]
+    pixels = sum(name.startswith("MUFU.EX2") for name in body)
+    kinds = Counter(name.split(".")[0] for name in body)
+    width = {"128": 4, "64": 2}
+    wavefronts = sum(width.get(name.split(".")[-1], 1) for name in body if name.startswith(("LDS", "STS")))
+    fp32 = sum(count * (2 if kind.endswith("2") else 1) for kind, count in kinds.items() if kind in _FP32)
+    return Loop(Counter({kind: count / pixels for kind, count in kinds.items()}), fp32 / pixels, wavefronts / pixels)
+
+
+# ---------------------------------------------------------------- time
+
+
+class Gpu(NamedTuple):
+    """Peak figures of the manufacturer's data sheets."""
+
+    architecture: int
+    multiprocessors: int
+    gigahertz: float  # boost clock
+    gigabytes: float  # of memory traffic per second
+    fp32_lanes: int  # per multiprocessor
+    shared_bytes: int  # of a multiprocessor
+    name: str
+
+    @property
+    def pixels_per_ns(self) -> float:
+        """What divides a time in cycles of one multiprocessor per pixel."""
+        return self.multiprocessors * self.gigahertz
+
+
+KIB = 1024
+GPUS = (
+    Gpu(75, 40, 1.59, 320, 64, 64 * KIB, "T4"),
+    Gpu(80, 108, 1.41, 2039, 64, 164 * KIB, "A100 80GB"),
+    Gpu(86, 82, 1.695, 936, 128, 100 * KIB, "RTX 3090"),
+    Gpu(89, 128, 2.52, 1008, 128, 100 * KIB, "RTX 4090"),
+    Gpu(89, 142, 2.52, 864, 128, 100 * KIB, "L40S"),
+    Gpu(90, 132, 1.98, 3350, 128, 228 * KIB, "H100 SXM"),
+    Gpu(90, 132, 1.98, 4800, 128, 228 * KIB, "H200"),
+    Gpu(100, 148, 1.965, 8000, 128, 228 * KIB, "B200"),
+    Gpu(120, 170, 2.407, 1792, 128, 100 * KIB, "RTX 5090"),
+)
+
+
+def time_model(gpu: Gpu, loop: Loop, bytes_per_pixel: float) -> dict[str, float]:
+    """Picoseconds per pixel that each resource of a GPU needs at least, in the inner loop of a large image.
+
+    A multiprocessor issues four warp instructions per cycle, executes ``fp32_lanes`` FP32 operations, and moves one wavefront
+    of shared memory. The kernel takes at least as long as the largest of these, and about as long if it is well balanced.
+    """
+    cycles = {
+        "issue": loop.instructions / (4 * 32),
+        "FP32": loop.fp32 / gpu.fp32_lanes,
+        "shared": loop.wavefronts / 32,
+    }
+    times = {name: 1000 * count / gpu.pixels_per_ns for name, count in cycles.items()}
+    return {**times, "DRAM": 1000 * bytes_per_pixel / gpu.gigabytes}
+
+
+def resident_warps(gpu: Gpu, cost: Resources, block_bytes: int) -> int:
+    """Warps of a kernel on one multiprocessor, which has 65536 registers."""
+    per_block = 128 * -(-cost.registers // 8) * 8
+    return 4 * min(65536 // per_block, gpu.shared_bytes // (block_bytes + 1024))
+
+
+def loop_table(kernels: list[str] | None = None) -> str:
+    """A Markdown table of the inner loops: what one output pixel costs."""
+    lines = [
+        "| kernel | architecture | instructions | FFMA, FMUL, FADD | packed | MUFU | integer, moves | memory | FP32 operations | "
+        "wavefronts |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kernel in kernels or LIMITS:
+        for architecture in ARCHITECTURES:
+            loop = steady_state(kernel, architecture)
+
+            def count(*kinds, loop=loop):
+                return sum(loop.kinds[kind] for kind in kinds)
+
+            scalar, packed = count("FFMA", "FMUL", "FADD"), count("FFMA2", "FMUL2", "FADD2")
+            memory = count("LDG", "STG", "LDS", "STS", "LDC", "ULDC")
+            rest = loop.instructions - scalar - packed - memory - loop.kinds["MUFU"]
+            cells = (loop.instructions, scalar, packed, loop.kinds["MUFU"], rest, memory, loop.fp32, loop.wavefronts)
+            name = kernel.removeprefix("strip_forward").strip("<>")
+            lines.append(f"| `{name}` | sm_{architecture} | " + " | ".join(f"{cell:g}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def time_table(kernel: str = "strip_forward<float, float, float, 5, kUnit, kL1>", bytes_per_pixel: float = 12) -> str:
+    """A Markdown table of time_model() with the resident warps, for float32 images and their gradient by default."""
+    lines = ["| GPU | resident warps | issue | FP32 | shared memory | DRAM | limit |", "|---|---|---|---|---|---|---|"]
+    costs = resources()[kernel]
+    for gpu in GPUS:
+        times = time_model(gpu, steady_state(kernel, gpu.architecture), bytes_per_pixel)
+        warps = resident_warps(gpu, costs[gpu.architecture], _shared_by(kernel, shared_bytes(gpu.architecture)))
+        cells = " | ".join(f"{time:.2f}" for time in times.values())
+        lines.append(f"| {gpu.name} (sm_{gpu.architecture}) | {warps} | {cells} | {max(times, key=times.get)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -240,11 +336,12 @@ def main() -> None:
     print(table(resources()))
     if find_tool("cuobjdump") is None:
         sys.exit("There is no cuobjdump to count instructions with: pip install nvidia-cuda-cuobjdump.")
-    print("\nInner loops, sm_90: instructions per output pixel (limit)")
-    for kernel, limit in LIMITS.items():
-        kinds = steady_state(kernel)
-        print(f"{kernel}: {kinds.total():.1f} ({limit:g})")
-        print("    " + ", ".join(f"{count:g} {kind}" for kind, count in kinds.most_common()))
+    print("\nInner loops, per output pixel; wavefronts of 128 bytes of shared memory per warp\n")
+    print(loop_table())
+    print(
+        "\nl1 of float32 images: picoseconds per pixel that a resource takes at its peak rate (a model, not a measurement)\n"
+    )
+    print(time_table())
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""Each plug-in under the call protocol of its framework, and under the framework itself where it is installed."""
+"""Each plug-in without its framework, and under a stand-in if PyPI lacks the framework (tests/frameworks has the others)."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import pspl_cuda.integrations
 from helpers import framework_stubs as stubs
+from helpers.framework_docs import PAGE, snippet
 from pspl_cuda import PSPLLoss, pspl_loss
+from pspl_cuda.integrations._plugin import generator_updates
 
-DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 # Framework's top package, and what its sentence must name.
 PLUGINS = {
     "basicsr": ("basicsr", "BasicSR", "pip install basicsr"),
@@ -27,7 +27,10 @@ PLUGINS = {
     "kair": ("utils", "KAIR", "repository"),
     "mmagic": ("mmengine", "MMEngine", "pip install mmengine"),
     "lightning": ("lightning", "Lightning", "pip install lightning"),
+    "transformers": ("transformers", "transformers", "pip install transformers"),
 }
+# They import nothing of their framework.
+WITHOUT_IMPORT = {"accelerate", "edsr_pytorch"}
 
 
 def _under(root):
@@ -59,32 +62,23 @@ def batch():
     return torch.rand((2, 2, 3, 12, 13), generator=generator).unbind()
 
 
-# A framework of the BasicSR family: plug-in, stand-in, keywords of its model, and of a model in float32.
+# A framework of the BasicSR family: plug-in, stand-in, its heading in the docs.
 FAMILY = {
-    "BasicSR": ("basicsr", stubs.basicsr, {}),
-    "neosr": ("neosr", stubs.neosr, {"amp": False}),
-    "traiNNer-redux, weights in its losses": (
-        "trainner_redux",
-        lambda: stubs.trainner_redux(weighted_by_loop=False),
-        {"amp": False},
-    ),
-    "traiNNer-redux, weights in its loop": (
-        "trainner_redux",
-        lambda: stubs.trainner_redux(weighted_by_loop=True),
-        {"amp": False},
-    ),
+    "neosr": ("neosr", stubs.neosr, "neosr"),
+    "traiNNer-redux, weights in its losses": ("trainner_redux", lambda: stubs.trainner_redux(False), "traiNNer-redux"),
+    "traiNNer-redux, weights in its loop": ("trainner_redux", lambda: stubs.trainner_redux(True), "traiNNer-redux"),
 }
 
 
 @pytest.fixture(params=FAMILY.values(), ids=FAMILY)
 def family(request, plugin):
-    """(function from loss options to a model, plug-in, modules)"""
-    name, stub, keywords = request.param
+    """(function from loss options to a model in float32, plug-in, modules)"""
+    name, stub, _ = request.param
     model_class, modules = stub()
     module = plugin(name, modules)
 
     def model(**options):
-        return model_class({"type": "PSPLLoss", "loss_weight": 1.0, **options}, **keywords)
+        return model_class({"type": "PSPLLoss", "loss_weight": 1.0, **options}, amp=False)
 
     return model, module, modules
 
@@ -108,34 +102,12 @@ def test_without_the_framework(name, plugin):
         assert fragment in str(caught.value)
 
 
-def _stub_modules(name):
-    stub = {
-        "basicsr": lambda: stubs.basicsr()[1],
-        "neosr": lambda: stubs.neosr()[1],
-        "trainner_redux": lambda: stubs.trainner_redux(True)[1],
-        "kair": stubs.kair,
-        "mmagic": stubs.mmengine,
-        "lightning": stubs.lightning,
-    }
-    return stub[name]()
-
-
-@pytest.mark.parametrize("name", PLUGINS)
-def test_importing_twice(name, plugin):
-    """Imported again, reloaded, or imported afresh by something that emptied sys.modules."""
-    module = plugin(name, _stub_modules(name))
-    assert importlib.import_module(module.__name__) is module
-    importlib.reload(module)
-    del sys.modules[module.__name__]
-    importlib.import_module(module.__name__)
-
-
 def test_every_plugin_is_installed_tested_and_documented():
     folder = Path(pspl_cuda.__file__).parent / "integrations"
     plugins = {path.stem for path in folder.glob("[!_]*.py")}
-    assert plugins == {*PLUGINS, "edsr_pytorch"}
+    assert plugins == {*PLUGINS, *WITHOUT_IMPORT}
     listed = (folder / "__init__.py").read_text()
-    documented = DOCS.read_text()
+    documented = PAGE.read_text()
     for name in plugins:
         assert f"``{name}``" in listed
         assert f"integrations.{name}" in documented or f"integrations import {name}" in documented
@@ -173,7 +145,7 @@ def test_family_accumulation(family, batch):
 
 
 def test_family_resume(family, batch, caplog):
-    """Nothing of a loss is saved: the model's resumed iteration becomes the loss's, in the middle of nothing."""
+    """Nothing of a loss is saved: the model's resumed iteration becomes the loss's."""
     make, _, _ = family
     model = make(calls_per_iteration=2)
     for _ in range(4):
@@ -183,47 +155,82 @@ def test_family_resume(family, batch, caplog):
     with caplog.at_level(logging.INFO):
         resumed.resume_training(state)
     assert "continues after iteration 2" in caplog.text
-    assert loss_of(resumed).iteration == 2
-    resumed.optimize_parameters(*batch)
-    assert loss_of(resumed).iteration == 3
-    resumed.optimize_parameters(*batch)
-    assert loss_of(resumed).iteration == 3
+    for iteration in (3, 3, 4):
+        resumed.optimize_parameters(*batch)
+        assert loss_of(resumed).iteration == iteration
     # The framework's own part of resuming still happens.
     with pytest.raises(KeyError):
         make().resume_training({"iter": 2})
 
 
-def test_family_explicit_start_wins(family):
-    make, _, _ = family
-    model = make(start_iteration=5000)
+def test_family_resume_of_a_late_start(family, batch):
+    """start_iteration is where the training began."""
+    model = family[0](start_iteration=5000)
     model.resume_training(model.training_state(iteration=2))
-    assert loss_of(model).iteration == 5000
+    assert loss_of(model).iteration == 5002
 
 
-def test_family_resume_is_wrapped_once(family):
+def test_family_imported_again(family):
+    """Imported again, reloaded, or imported afresh by something that emptied sys.modules: registered and patched once."""
     make, module, modules = family
-    make()
     importlib.reload(module)
-    make()
-    path, name = module.PSPLLoss.model_class
-    inner = getattr(modules[path], name).resume_training.__wrapped__
-    assert not hasattr(inner, "__wrapped__")
+    del sys.modules[module.__name__]
+    importlib.import_module(module.__name__)
+    (model_class,) = (vars(m)[name] for m in modules.values() for name in ("base", "BaseModel") if hasattr(m, name))
+    assert not hasattr(model_class.resume_training.__wrapped__, "__wrapped__")
+    model = make()
+    model.resume_training(model.training_state(iteration=2))
+    assert loss_of(model).iteration == 2
 
 
-def test_family_plugin_imported_by_a_half_imported_framework(family, monkeypatch, batch):
-    """A file in the framework's losses folder may import the plug-in before the framework has any models."""
-    make, module, modules = family
-    path, _ = module.PSPLLoss.model_class
-    monkeypatch.delitem(sys.modules, path)
-    importlib.reload(module)
-    with pytest.warns(UserWarning, match="can't restore its iteration when training resumes.*start_iteration"):
-        model = make()
+@pytest.mark.parametrize(("name", "stub", "heading"), FAMILY.values(), ids=FAMILY)
+def test_family_file_and_options_of_the_docs(name, stub, heading, plugin, monkeypatch):
+    """It registers the loss, and does nothing where pspl_cuda is missing."""
+    model_class, modules = stub()
+    file = snippet(heading, "py")
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, f"pspl_cuda.integrations.{name}", None)
+        exec(file, {})
+    with pytest.raises(KeyError, match="No object named"):
+        model_class({"type": "PSPLLoss", "loss_weight": 1.0})
+    plugin(name, modules)
+    exec(file, {})
+    if heading == "neosr":
+        options = pytest.importorskip("tomllib").loads(snippet(heading, "toml"))["train"]["pixel_opt"]
+    else:
+        (options,) = yaml.safe_load(snippet(heading, "yaml"))["losses"]
+    assert isinstance(loss_of(model_class(options)), PSPLLoss)
+
+
+@pytest.mark.parametrize(("name", "stub", "heading"), FAMILY.values(), ids=FAMILY)
+def test_family_imported_where_there_are_no_models_yet(name, stub, heading, plugin, batch):
+    """The loss trains; the warning says that it can't resume."""
+    model_class, modules = stub()
+    (base,) = (module for module in modules if module.split(".")[-1] in ("base", "base_model"))
+    with pytest.warns(UserWarning, match="can't restore its iteration when training resumes.*Import the plug-in where"):
+        plugin(name, {**modules, base: None})
+    model = model_class({"type": "PSPLLoss", "loss_weight": 1.0}, amp=False)
     model.optimize_parameters(*batch)
     assert loss_of(model).iteration == 1
-    monkeypatch.setitem(sys.modules, path, modules[path])
-    model = make()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+@pytest.mark.parametrize("after", [0, 1, 2, 6, 7, 100])
+def test_generator_updates(every, after):
+    """The condition in BasicSR's and KAIR's GAN models, counted."""
+    updates = [i for i in range(1, 51) if i % every == 0 and i > after]
+    for done in range(51):
+        assert generator_updates(done, every, after) == sum(i <= done for i in updates)
+
+
+def test_resume_finds_each_loss_once(plugin):
+    """A model may hold one loss in two places."""
+    model_class, modules = stubs.neosr()
+    plugin("neosr", modules)
+    model = model_class({"type": "PSPLLoss", "loss_weight": 1.0})
+    model.cri_again = {"pix": model.cri_pix}
     model.resume_training(model.training_state(iteration=7))
-    assert loss_of(model).iteration == 7
+    assert model.cri_pix.iteration == 7
 
 
 @pytest.mark.parametrize(
@@ -240,9 +247,9 @@ def test_family_bad_options(family, options, kind, fragment):
         family[0](**options)
 
 
-@pytest.mark.parametrize("name", ["basicsr", "neosr", "trainner_redux"])
-def test_a_foreign_loss_of_that_name_is_not_hidden(name, plugin):
-    modules = _stub_modules(name)
+@pytest.mark.parametrize(("name", "stub", "heading"), FAMILY.values(), ids=FAMILY)
+def test_a_foreign_loss_of_that_name_is_not_hidden(name, stub, heading, plugin):
+    modules = stub()[1]
     registry = next(vars(m)["LOSS_REGISTRY"] for m in modules.values() if hasattr(m, "LOSS_REGISTRY"))
     registry.register(type("PSPLLoss", (nn.Module,), {}))
     with pytest.raises(AssertionError, match="already registered"):
@@ -302,49 +309,38 @@ def test_family_under_autocast(plugin, batch, stub):
 # ---------------------------------------------------------------- EDSR-PyTorch, KAIR
 
 
-def _branch_in_docs(keyword):
-    """The branch that the docs tell a user to add, without its indentation."""
-    (block,) = [b for b in re.findall(r"^```text\n(.*?)^```", DOCS.read_text(), re.M | re.S) if keyword in b]
-    lines = [line.strip() for line in block.splitlines() if line.strip() and not line.strip().startswith(("#", "--"))]
-    return lines[next(i for i, line in enumerate(lines) if line.startswith("elif")) :]
-
-
-@pytest.mark.parametrize("keyword", ["edsr_pytorch.build", "kair.build"])
-def test_documented_branch_is_the_tested_one(keyword):
-    tested = [line.strip() for line in Path(stubs.__file__).read_text().splitlines()]
-    branch = [line.replace("'", '"') for line in _branch_in_docs(keyword)]
-    assert len(branch) == 3
-    start = tested.index(branch[0])
-    assert [line for line in tested[start : start + 4] if line] == branch
+@pytest.fixture
+def edsr_loss():
+    return stubs.edsr(snippet("EDSR-PyTorch", "py"))
 
 
 def _edsr_args(loss="1*PSPL", precision="single"):
     return Namespace(loss=loss, precision=precision, rgb_range=255)
 
 
-def test_edsr_weighs_and_sums(batch):
+def test_edsr_weighs_and_sums(batch, edsr_loss):
     sr, hr = (255 * x for x in batch)
-    loss = stubs.EDSRLoss(_edsr_args("0.5*PSPL+2*L1"))
+    loss = edsr_loss(_edsr_args("0.5*PSPL+2*L1"))
     loss.loss_module[0].iteration = 999
     expected = 0.5 * pspl_loss(sr, hr, 1.0, data_range=255.0) + 2 * (sr - hr).abs().mean()
     torch.testing.assert_close(loss(sr, hr), expected, rtol=1e-6, atol=0)
 
 
-def test_edsr_resumes(batch, tmp_path):
+def test_edsr_resumes(batch, tmp_path, edsr_loss):
     """Its checkpoints hold the loss's state."""
-    loss = stubs.EDSRLoss(_edsr_args())
+    loss = edsr_loss(_edsr_args())
     for _ in range(3):
         loss(*batch)
     loss.save(tmp_path)
-    resumed = stubs.EDSRLoss(_edsr_args(), tmp_path)
+    resumed = edsr_loss(_edsr_args(), tmp_path)
     resumed(*batch)
     assert resumed.loss_module[0].iteration == 4
 
 
-def test_edsr_half_precision(batch):
+def test_edsr_half_precision(batch, edsr_loss):
     """``--precision half`` halves losses and images of 0..255."""
     sr, hr = ((255 * x).half() for x in batch)
-    loss = stubs.EDSRLoss(_edsr_args(precision="half"))
+    loss = edsr_loss(_edsr_args(precision="half"))
     loss.loss_module[0].iteration = 70_000 - 1
     value = loss(sr.requires_grad_(), hr)
     value.backward()
@@ -361,270 +357,40 @@ def test_edsr_keywords():
     assert (loss.config.distance, loss.config.data_range) == ("l2", 1.0)
 
 
-def _kair_options(folder, **train):
+def _kair_options(folder, model="plain", **train):
     train = {"G_lossfn_type": "pspl", "G_lossfn_weight": 0.5, **train}
-    return stubs.NoneDict(path=stubs.NoneDict(models=str(folder)), train=stubs.NoneDict(train))
+    return stubs.NoneDict(path=stubs.NoneDict(models=str(folder)), train=stubs.NoneDict(train), model=model)
 
 
 def test_kair_trains_and_resumes(plugin, batch, tmp_path):
     """It weights by G_lossfn_weight, and resumes at the iteration in the name of the last checkpoint."""
     plugin("kair", stubs.kair())
-    model = stubs.KAIRModelPlain(_kair_options(tmp_path, G_pspl={"iterations_per_step": 2, "distance": "l2"}))
-    model.optimize_parameters(*batch)
-    total = model.optimize_parameters(*batch)
+    plain = stubs.kair_plain(snippet("KAIR", "py"))
+    model = plain(_kair_options(tmp_path, G_pspl={"iterations_per_step": 2, "distance": "l2"}))
+    model.optimize_parameters(*batch, 1)
+    total = model.optimize_parameters(*batch, 2)
     expected = 0.5 * pspl_loss(model.E, batch[1], 1.0, distance="l2")
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
     for done in (2, 10):
         (tmp_path / f"{done}_G.pth").touch()
-    resumed = stubs.KAIRModelPlain(_kair_options(tmp_path))
-    resumed.optimize_parameters(*batch)
+    resumed = plain(_kair_options(tmp_path, D_update_ratio=2))  # of a GAN: it has no meaning here
+    resumed.optimize_parameters(*batch, 11)
     assert resumed.G_lossfn.iteration == 11
-    chosen = stubs.KAIRModelPlain(_kair_options(tmp_path, G_pspl={"start_iteration": 500}))
-    assert chosen.G_lossfn.iteration == 500
+    late = plain(_kair_options(tmp_path, G_pspl={"start_iteration": 500}))
+    assert late.G_lossfn.iteration == 510
 
 
-# ---------------------------------------------------------------- MMEngine
-
-
-def _build_pixel_loss(registry_module, batch):
-    # As mmagic/registry.py makes its own.
-    registry = registry_module.Registry("model", parent=registry_module.MODELS, locations=[], scope="mmagic")
-    loss = registry.build({"type": "PSPLLoss", "loss_weight": 0.5, "reduction": "mean", "start_iteration": 999})
-    assert isinstance(loss, PSPLLoss)
-    assert torch.equal(loss(*batch), 0.5 * pspl_loss(*batch, 1.0))
-
-
-def test_mmagic_stub(plugin, batch):
-    modules = stubs.mmengine()
-    plugin("mmagic", modules)
-    _build_pixel_loss(modules["mmengine.registry"], batch)
-
-
-def test_mmagic_foreign_loss_of_that_name(plugin):
-    modules = stubs.mmengine()
-    modules["mmengine.registry"].MODELS.register_module(name="PSPLLoss", module=nn.L1Loss)
-    with pytest.raises(KeyError, match="already registered"):
-        plugin("mmagic", modules)
-
-
-def test_mmengine_itself(batch, tmp_path, monkeypatch):
-    """Its registry, a training with its runner and an EMA copy, and the resumed one: the count is in the checkpoint."""
-    registry = pytest.importorskip("mmengine.registry", reason="mmengine is not installed", exc_type=ImportError)
-    # Its 0.10.7 loads its own checkpoints only so (docs/frameworks.md).
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    from mmengine.model import BaseModel
-    from mmengine.runner import Runner
-
-    import pspl_cuda.integrations.mmagic  # noqa: F401
-
-    _build_pixel_loss(registry, batch)
-
-    class Editor(BaseModel):
-        """mmagic's BaseEditModel in short."""
-
-        def __init__(self):
-            super().__init__()
-            self.generator = nn.Conv2d(3, 3, 3, padding=1)
-            self.pixel_loss = registry.MODELS.build({"type": "PSPLLoss", "loss_weight": 1.0})
-            self.seen = []
-
-        def forward(self, inputs, data_samples=None, mode="tensor"):
-            feats = self.generator(torch.stack(inputs))
-            if mode == "predict":
-                self.pixel_loss(feats, torch.stack(inputs))
-                return []
-            loss = self.pixel_loss(feats, torch.stack(data_samples))
-            self.seen.append(self.pixel_loss.iteration)
-            return {"loss": loss}
-
-    def train(iterations, **keywords):
-        data = [{"inputs": batch[0][0], "data_samples": batch[1][0]}] * 4
-        loader = {"batch_size": 2, "num_workers": 0, "sampler": {"type": "DefaultSampler", "shuffle": False}}
-        runner = Runner(
-            Editor(),
-            str(tmp_path),
-            train_dataloader={"dataset": data, **loader},
-            train_cfg={"by_epoch": False, "max_iters": iterations},
-            optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-3}},
-            default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 2, "by_epoch": False}},
-            custom_hooks=[{"type": "EMAHook"}],
-            default_scope="mmengine",
-            log_level="ERROR",
-            experiment_name=f"pspl_{iterations}",
-            **keywords,
-        )
-        runner.train()
-        return runner.model
-
-    assert train(4).seen == [1, 2, 3, 4]
-    assert train(6, resume=True).seen == [5, 6]
-
-
-# ---------------------------------------------------------------- Lightning
-
-
-class Steps:
-    """The training_step and validation_step of a user's LightningModule: the steps that its losses saw."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = nn.Conv2d(3, 3, 3, padding=1)
-        self.criterion = PSPLLoss(beta=1.0)
-        self.seen, self.validated = [], []
-
-    def training_step(self, batch, batch_idx):
-        x = torch.full((1, 3, 8, 8), 0.5)
-        loss = self.criterion(self.network(x), x)
-        self.seen.append(self.criterion.iteration)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        x = torch.full((1, 3, 8, 8), 0.5)
-        self.criterion(self.network(x), x)
-        self.validated.append(self.criterion.iteration)
-
-
-class StubModule(Steps, nn.Module):
-    pass
-
-
-def test_lightning_stub(plugin):
-    """The trainer's steps: also where an epoch's last has fewer micro-batches, when resumed, and for a GAN's two optimizers."""
-    module = plugin("lightning", stubs.lightning())
-    user = StubModule()
-    stubs.LightningTrainer([module.PSPLSchedule()], accumulate_grad_batches=2).fit(user, 2, 3)
-    assert user.seen == [1, 1, 2, 3, 3, 4]
-    assert user.validated == [2, 4]
-    user = StubModule()
-    stubs.LightningTrainer([module.PSPLSchedule()], global_step=100).fit(user, 1, 2)
-    assert user.seen == [101, 102]
-    user = StubModule()
-    stubs.LightningTrainer([module.PSPLSchedule(2)], steps_per_batch=2).fit(user, 1, 3)
-    assert user.seen == [1, 2, 3]
-
-
-def test_lightning_several_calls_in_a_batch(plugin):
-    """calls_per_iteration is the calls in one batch; accumulation is the trainer's."""
-    module = plugin("lightning", stubs.lightning())
-
-    class TwoOutputs(StubModule):
-        def training_step(self, batch, batch_idx):
-            super().training_step(batch, batch_idx)
-            return super().training_step(batch, batch_idx)
-
-    user = TwoOutputs()
-    user.criterion = PSPLLoss(calls_per_iteration=2)
-    stubs.LightningTrainer([module.PSPLSchedule()], accumulate_grad_batches=2).fit(user, 1, 4)
-    assert user.seen == [1, 1, 1, 1, 2, 2, 2, 2]
-
-
-def test_lightning_without_a_loss(plugin):
-    module = plugin("lightning", stubs.lightning())
-    user = StubModule()
-    del user.criterion
-    with pytest.raises(ValueError, match="StubModule contains no PSPLLoss; expected one as an attribute"):
-        stubs.LightningTrainer([module.PSPLSchedule()]).fit(user, 1, 1)
-    for bad, kind in ((0, ValueError), (1.5, TypeError)):
-        with pytest.raises(kind, match="optimizer_steps_per_iteration"):
-            module.PSPLSchedule(bad)
-
-
-def test_lightning_itself(tmp_path):
-    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed", exc_type=ImportError)
-    from pspl_cuda.integrations.lightning import PSPLSchedule
-
-    class Module(Steps, pl.LightningModule):
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.network.parameters(), lr=1e-3)
-
-    def fit(epochs, checkpoint=None):
-        module = Module()
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            accumulate_grad_batches=2,
-            callbacks=[PSPLSchedule()],
-            default_root_dir=tmp_path,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=1,
-        )
-        data = torch.utils.data.DataLoader(torch.zeros(3, 1))
-        trainer.fit(module, data, torch.utils.data.DataLoader(torch.zeros(1, 1)), ckpt_path=checkpoint)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-        assert trainer.global_step == module.criterion.iteration
-        return module
-
-    module = fit(2)
-    assert module.seen == [1, 1, 2, 3, 3, 4]
-    assert module.validated == [0, 2, 4]
-    assert fit(3, tmp_path / "last.ckpt").seen == [5, 5, 6]
-
-
-# ---------------------------------------------------------------- BasicSR itself
-
-
-OPTIONS = """
-name: tiny
-model_type: SRModel
-scale: 2
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train: {{name: tiny, type: PairedImageDataset, dataroot_gt: {root}/gt, dataroot_lq: {root}/lq, io_backend: {{type: disk}},
-    gt_size: 32, use_hflip: true, use_rot: true, num_worker_per_gpu: 0, batch_size_per_gpu: 2, dataset_enlarge_ratio: 100}}
-  val: {{name: tiny, type: PairedImageDataset, dataroot_gt: {root}/gt, dataroot_lq: {root}/lq, io_backend: {{type: disk}}}}
-network_g: {{type: MSRResNet, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 2}}
-path: {{pretrain_network_g: ~, strict_load_g: true, resume_state: ~}}
-train:
-  ema_decay: 0.9
-  optim_g: {{type: Adam, lr: !!float 1e-4}}
-  scheduler: {{type: MultiStepLR, milestones: [100], gamma: 0.5}}
-  total_iter: {iterations}
-  warmup_iter: -1
-  pixel_opt: {{type: PSPLLoss, loss_weight: !!float 0.5, reduction: mean, beta: 1}}
-val: {{val_freq: 2, save_img: false, metrics: {{psnr: {{type: calculate_psnr, crop_border: 2, test_y_channel: false}}}}}}
-logger: {{print_freq: 1, save_checkpoint_freq: 4, use_tb_logger: false}}
-"""
-
-
-def test_basicsr_itself(tmp_path, monkeypatch):
-    """Its own train pipeline on four small images, with validation and EMA, and its own resume."""
-    reason = "BasicSR is not installed, or not in a state to be imported (docs/frameworks.md)"
-    pytest.importorskip("basicsr", reason=reason, exc_type=ImportError)
-    import cv2
-    from basicsr.train import train_pipeline
-
-    from pspl_cuda.integrations import basicsr
-
-    for name, size in (("gt", 48), ("lq", 24)):
-        (tmp_path / name).mkdir()
-        for index in range(4):
-            image = np.random.default_rng(index).integers(0, 256, (12, 12, 3)).astype(np.uint8)
-            cv2.imwrite(str(tmp_path / name / f"{index}.png"), cv2.resize(image, (size, size)))
-    if not torch.cuda.is_available():
-        # Its resume function takes every checkpoint to a GPU.
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.UntypedStorage, "cuda", lambda storage, device: storage)
-    seen = []
-    original = basicsr.PSPLLoss.forward
-
-    def forward(self, *images):
-        loss = original(self, *images)
-        assert torch.equal(loss, 0.5 * pspl_loss(*images, self.step, beta=1.0))
-        seen.append(self.iteration)
-        return loss
-
-    monkeypatch.setattr(basicsr.PSPLLoss, "forward", forward)
-
-    def train(iterations, *arguments):
-        (tmp_path / "tiny.yml").write_text(OPTIONS.format(root=tmp_path, iterations=iterations))
-        monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(tmp_path / "tiny.yml"), *arguments])
-        seen.clear()
-        train_pipeline(str(tmp_path))
-        return list(seen)
-
-    monkeypatch.chdir(tmp_path)
-    assert train(5) == [1, 2, 3, 4, 5]
-    assert train(6, "--auto_resume") == [5, 6]
+def test_kair_resumes_a_gan(plugin, batch, tmp_path):
+    """The loss continues after as many iterations as it had seen at the checkpoint."""
+    plugin("kair", stubs.kair())
+    gan = stubs.kair_gan(snippet("KAIR", "py", 1))
+    options = _kair_options(tmp_path, "gan", D_init_iters=3, D_update_ratio=2)
+    model = gan(options)
+    for step in range(1, 10):
+        model.optimize_parameters(*batch, step)
+    assert model.G_lossfn.iteration == 3  # steps 4, 6 and 8
+    (tmp_path / "9_G.pth").touch()
+    resumed = gan(options)
+    for step, iteration in ((10, 4), (11, 4), (12, 5)):
+        resumed.optimize_parameters(*batch, step)
+        assert resumed.G_lossfn.iteration == iteration

@@ -1,8 +1,8 @@
-#include "../strip_launch.cuh"
+#include "../strip_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<double, AnyType, AnyType>(const ForwardParams<double>&, const Workspace&, int,
-                                                             cudaStream_t);
+template cudaError_t launch_strips<double, AnyType, AnyType>(const ForwardParams<double>&, Access, const Workspace&,
+                                                             const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -1,8 +1,8 @@
-#include "../strip_launch.cuh"
+#include "../strip_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<float, __nv_bfloat16, __nv_bfloat16>(const ForwardParams<float>&, const Workspace&,
-                                                                        int, cudaStream_t);
+template cudaError_t launch_strips<float, __nv_bfloat16, __nv_bfloat16>(const ForwardParams<float>&, Access,
+                                                                        const Workspace&, const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -115,7 +115,7 @@ def _forward(sr, hr, step_tensor, step, *arguments):
         "stats": stats.data_ptr() if constants.with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
-    needed = getattr(kernels, f"workspace_size_{name}")(params, _device.multiprocessors)
+    needed = kernels.workspace_size(params)
     partials, ticket = _device.workspace or new_workspace(needed)
     assert partials.size >= needed
     seed = next(_seeds) if _device.seed is None else _device.seed

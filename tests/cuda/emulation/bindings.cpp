@@ -79,16 +79,27 @@ void check(cudaError_t status) {
     throw std::runtime_error("emulation: the launch failed with cudaError_t " + std::to_string(status));
 }
 
-template <typename T>
-int64_t workspace_size(const py::dict& d, int multiprocessors) {
-  return pspl::cuda::workspace_size<T>(params<T>(d), multiprocessors);
+int64_t workspace_size(const py::dict& d) { return pspl::cuda::workspace_size(params<float>(d)); }
+
+pspl::cuda::Device device(int multiprocessors) { return {emulation::kArchitecture, multiprocessors, 228 * 1024}; }
+
+// The rows of a strip and the blocks of a launch.
+std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int strip_width, int radius, int resident,
+                                    int architecture, int multiprocessors) {
+  const auto plan =
+      pspl::cuda::plan_strips(planes, height, width, strip_width, radius, resident, {architecture, multiprocessors, 0});
+  return {plan.rows, pspl::cuda::strip_blocks(plan)};
+}
+
+int resident_blocks(int by_registers, int64_t block_bytes, int64_t multiprocessor_bytes) {
+  return pspl::cuda::resident_blocks(by_registers, block_bytes, {0, 1, multiprocessor_bytes});
 }
 
 template <typename T>
 void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multiprocessors, unsigned seed) {
   emulation::order.seed = seed;
   const pspl::cuda::Workspace workspace{reinterpret_cast<double*>(partials), reinterpret_cast<unsigned*>(ticket)};
-  check(pspl::cuda::forward<T>(params<T>(d), workspace, multiprocessors, nullptr));
+  check(pspl::cuda::forward<T>(params<T>(d), workspace, device(multiprocessors), nullptr));
 }
 
 template <typename T>
@@ -97,7 +108,7 @@ void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, 
   check(pspl::cuda::backward<T>({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
                                  reinterpret_cast<const T*>(grad_output), factor, reinterpret_cast<void*>(gradient),
                                  static_cast<pspl::DType>(dtype), numel},
-                                multiprocessors, nullptr));
+                                device(multiprocessors), nullptr));
 }
 
 void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }
@@ -105,8 +116,10 @@ void set_approximation(int which) { emulation::approximation = static_cast<emula
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, module) {
-  module.def("workspace_size_float32", &workspace_size<float>);
-  module.def("workspace_size_float64", &workspace_size<double>);
+  module.attr("architecture") = emulation::kArchitecture;
+  module.def("workspace_size", &workspace_size);
+  module.def("plan_strips", &plan_strips);
+  module.def("resident_blocks", &resident_blocks);
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
   module.def("backward_float32", &backward<float>);

@@ -48,6 +48,12 @@ extern dim3 threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
+// 10 * major + minor of the emulated device, which selects the code that is specific to architectures.
+#if !defined(PSPL_EMULATED_ARCHITECTURE)
+#define PSPL_EMULATED_ARCHITECTURE 90
+#endif
+constexpr int kArchitecture = PSPL_EMULATED_ARCHITECTURE;
+
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 48 * 1024;  // what a launch gets without opting in to more

@@ -12,17 +12,18 @@
 #include <vector>
 
 #include "cuda/launch.h"
-#include "cuda/strip_launch.cuh"
+#include "cuda/strip_forward.cuh"
 #include "pspl_math.h"
 
 using namespace pspl;
 
 #if defined(PSPL_FLOAT32_ONLY)
 // Planted bugs are compiled in one element type; the linker needs the others.
-#define PSPL_NO_STRIPS(T, Sr, Hr)                                                                      \
-  template <>                                                                                          \
-  cudaError_t launch_strips<T, Sr, Hr>(const ForwardParams<T>&, const Workspace&, int, cudaStream_t) { \
-    return cudaErrorInvalidValue;                                                                      \
+#define PSPL_NO_STRIPS(T, Sr, Hr)                                                                        \
+  template <>                                                                                            \
+  cudaError_t launch_strips<T, Sr, Hr>(const ForwardParams<T>&, Access, const Workspace&, const Device&, \
+                                       cudaStream_t) {                                                   \
+    return cudaErrorInvalidValue;                                                                        \
   }
 namespace pspl::cuda {
 PSPL_NO_STRIPS(float, __half, __half)
@@ -104,11 +105,21 @@ void fail(const std::string& what) {
   std::exit(2);
 }
 
+// Of the bits of all outputs, to compare builds (FNV-1a).
+uint64_t checksum = 0xcbf29ce484222325;
+
+void add_to_checksum(const void* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) {
+    checksum = (checksum ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
+  }
+}
+
 template <typename T>
 void expect_numbers(const T* data, int64_t count, const char* name) {
   for (int64_t i = 0; i < count; ++i) {
     if (data[i] != data[i]) fail(std::string(name) + " was not written at " + std::to_string(i));
   }
+  add_to_checksum(data, count * sizeof(T));
 }
 
 void check(cudaError_t status) {
@@ -127,6 +138,7 @@ void expect_numbers(const void* data, DType dtype, int64_t count) {
     const double value = number_at(data, dtype, i);
     if (value != value) fail("gradient was not written at " + std::to_string(i));
   }
+  add_to_checksum(data, count * bytes_of(dtype));
 }
 
 // The bits of an element, as a number.
@@ -156,7 +168,7 @@ void expect_product(const void* gradient, DType dtype, const void* saved, DType 
 
 // Out of place and in place, also from an element that no packet is aligned to.
 template <typename T>
-void backward(const ForwardParams<T>& p, DType dtype, int multiprocessors) {
+void backward(const ForwardParams<T>& p, DType dtype, const cuda::Device& device) {
   const int64_t count = p.numel();
   const DType saved = p.gradient.dtype;
   const std::vector<DType> dtypes = saved == DType::kFloat32 && sizeof(T) == 4
@@ -168,14 +180,14 @@ void backward(const ForwardParams<T>& p, DType dtype, int multiprocessors) {
       const auto scalar = std::make_unique<T>(grad_output);
       for (const DType out : dtypes) {
         const Memory gradient((count - offset) * bytes_of(out));
-        check(cuda::backward<T>({from, saved, scalar.get(), T(-0.5), gradient.data, out, count - offset},
-                                multiprocessors, nullptr));
+        check(cuda::backward<T>({from, saved, scalar.get(), T(-0.5), gradient.data, out, count - offset}, device,
+                                nullptr));
         expect_product<T>(gradient.data, out, from, saved, grad_output * T(-0.5), count - offset);
       }
       const Memory in_place((count - offset) * bytes_of(saved));
       std::memcpy(in_place.data, from, (count - offset) * bytes_of(saved));
-      check(cuda::backward<T>({in_place.data, saved, scalar.get(), T(1), in_place.data, saved, count - offset},
-                              multiprocessors, nullptr));
+      check(cuda::backward<T>({in_place.data, saved, scalar.get(), T(1), in_place.data, saved, count - offset}, device,
+                              nullptr));
       expect_product<T>(in_place.data, saved, from, saved, grad_output, count - offset);
     }
   }
@@ -217,15 +229,17 @@ void run(const Case& c) {
   p.gradient = {gradient.data, saved, dense};
   p.loss = static_cast<T*>(loss.data);
   if (c.everything) p.stats = static_cast<T*>(stats.data);
-  const Memory partials(cuda::workspace_size<T>(p, c.multiprocessors) * sizeof(double));
+  const Memory partials(cuda::workspace_size(p) * sizeof(double));
   const auto ticket = std::make_unique<unsigned>(0);
+  // The same plan for all architectures, so that their results can be compared.
+  const cuda::Device device{90, c.multiprocessors, 228 * 1024};
   ++emulation::order.seed;
-  check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, c.multiprocessors, nullptr));
+  check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, device, nullptr));
   expect_numbers(gradient.data, saved, p.numel());
   expect_numbers(p.loss, 1, "loss");
   if (c.everything) expect_numbers(p.stats, kNumStats, "stats");
   if (*ticket != 0) fail("the ticket is not 0 after the launch");
-  if (p.numel() <= kMostInBackward) backward<T>(p, c.sr, c.multiprocessors);
+  if (p.numel() <= kMostInBackward) backward<T>(p, c.sr, device);
   if (!c.everything) return;
 
   // Maps alone need no workspace.
@@ -235,7 +249,7 @@ void run(const Case& c) {
     p.output = output;
     p.gradient = {};
     p.loss = p.stats = nullptr;
-    check(cuda::forward<T>(p, {nullptr, nullptr}, c.multiprocessors, nullptr));
+    check(cuda::forward<T>(p, {nullptr, nullptr}, device, nullptr));
     expect_numbers(p.map.data, p.numel(), "map");
   }
 }
@@ -306,5 +320,5 @@ int main(int count, char** arguments) {
   if (which != "all" && which != "small") fail("expected all or small");
   const std::vector<Case> cases = which == "all" ? all_cases() : small_cases();
   for (const Case& c : cases) run(c);
-  std::printf("%zu cases\n", cases.size());
+  std::printf("checksum %016llx, %zu cases\n", static_cast<unsigned long long>(checksum), cases.size());
 }
