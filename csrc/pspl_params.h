@@ -18,10 +18,10 @@ namespace pspl {
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // The values of the next three enums are positions in the tuples of pspl_cuda/config.py.
-enum class Distance : int32_t { kL1, kL2, kCharbonnier };
-enum class Padding : int32_t { kZeros, kReflect, kReplicate };
+enum class Distance : int32_t { kL1, kL2, kCharbonnier, kCount };
+enum class Padding : int32_t { kZeros, kReflect, kReplicate, kCount };
 // The result of a forward pass: the reduced loss, or one value per pixel.
-enum class Output : int32_t { kMean, kSum, kLossMap, kSimilarityMap, kAttentionMap };
+enum class Output : int32_t { kMean, kSum, kLossMap, kSimilarityMap, kAttentionMap, kCount };
 
 // Images are [.., .., C, H, W]: missing leading dimensions have size 1.
 constexpr int kLeadingDims = 3;

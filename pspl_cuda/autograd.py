@@ -5,12 +5,13 @@ The forward pass writes the finished gradient; the backward pass multiplies it b
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from . import _ops, reference
 from .config import DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
@@ -40,13 +41,16 @@ def loss(
     _check_transforms(sr, hr, step)
     needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
     dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
-    constants = _constants(config, config.reduction, loss_weight, exponent, dtype, with_stats)
+    compiling = torch.compiler.is_compiling()  # such programs must not contain what is only faster in eager mode
+    make_constants = _constants if compiling else _cached_constants
+    constants = make_constants(config, config.reduction, loss_weight, exponent, dtype, with_stats)
     if not needs_gradient:
         value, _, stats = _forward_below_autograd(sr, hr, step, constants)
     elif torch.compiler.is_exporting() or torch.jit.is_tracing():  # the program cannot contain the autograd node
         value, _, stats = _forward(sr, hr, step, constants)
     else:
-        value, stats = _Loss.apply(sr, hr, step, constants, False)
+        apply = _Loss.apply if compiling else _eager_apply
+        value, stats = apply(sr, hr, step, constants, False)
     return value, stats
 
 
@@ -58,24 +62,19 @@ def _constants(
     gradient_dtype: torch.dtype | None = None,
     with_stats: bool = False,
 ) -> _ops.Constants:
+    numbers = {name: getattr(config, name) for name in _ops.Constants._fields if hasattr(config, name)}
+    numbers |= {"padding": PADDINGS.index(config.padding), "distance": DISTANCES.index(config.distance)}
     return _ops.Constants(
-        alpha=config.alpha,
-        beta=config.beta,
-        gamma=config.gamma,
-        mu=config.mu,
-        window_size=config.window_size,
-        sigma=config.sigma,
-        c1=config.c1,
-        c2=config.c2,
-        padding=PADDINGS.index(config.padding),
-        distance=DISTANCES.index(config.distance),
-        eps=config.eps,
+        **numbers,
         loss_weight=loss_weight,
         gradient_exponent=gradient_exponent,
         output=OUTPUTS.index(output),
         gradient_dtype=gradient_dtype,
         with_stats=with_stats,
     )
+
+
+_cached_constants = functools.lru_cache(maxsize=256)(_constants)
 
 
 def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,11 +101,18 @@ def _forward_below_autograd(
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
+def _dual_level() -> int:
+    """The level of forward-mode differentiation, -1 outside. A private variable of torch: without it, each tensor is asked."""
+    return getattr(forward_ad, "_current_level", 0)
+
+
 def _check_transforms(*arguments: float | Tensor) -> None:
     if torch.compiler.is_compiling():
         return
     # torch would treat the operator as a constant with zero derivative.
-    if any(isinstance(argument, Tensor) and unpack_dual(argument).tangent is not None for argument in arguments):
+    if _dual_level() >= 0 and any(
+        isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None for argument in arguments
+    ):
         raise RuntimeError(
             "The fused kernels have no forward-mode derivative, but sr, hr or step is a dual tensor (torch.func.jvp, "
             'torch.autograd.forward_ad). Pass backend="reference".'
@@ -188,6 +194,10 @@ class _Loss(torch.autograd.Function):
             result = torch.empty_strided(hr_gradient.shape, ctx.hr_strides, dtype=hr_dtype, device=hr_gradient.device)
             hr_gradient = result.copy_(hr_gradient)
         return sr_gradient, hr_gradient, None, None, None
+
+
+# _Loss.apply without its handling of torch.func, which _check_transforms refuses: it would take a tenth of a small step.
+_eager_apply = super(torch.autograd.Function, _Loss).apply
 
 
 def _operator(

@@ -91,9 +91,9 @@ inline Tensor empty_strided(const Tensor& device_of, IntArrayRef sizes, IntArray
   int32_t device_type = 0;
   AtenTensorHandle result = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               to<int32_t>(from(dtype)), device_type, device_of.get_device_index(), &result));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), to<int32_t>(from(dtype)), device_type,
+                                                         device_of.get_device_index(), &result));
   return Tensor(result);
 }
 
@@ -126,6 +126,11 @@ struct Constants {
   int64_t gradient_exponent;
 };
 
+template <typename Enum>
+bool is_value(int64_t number) {
+  return number >= 0 && number < static_cast<int64_t>(Enum::kCount);
+}
+
 // All parameters except the outputs. pspl_cuda/config.py checks the same with more detailed messages; these checks
 // protect operators that are called directly.
 template <typename T>
@@ -141,11 +146,9 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   STD_TORCH_CHECK(
       constants.window_size >= 1 && constants.window_size <= 2 * kMaxRadius + 1 && constants.window_size % 2 == 1,
       "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", constants.window_size, ".");
-  STD_TORCH_CHECK(constants.padding >= 0 && constants.padding <= static_cast<int64_t>(Padding::kReplicate),
-                  "unknown padding ", constants.padding, ".");
-  STD_TORCH_CHECK(constants.distance >= 0 && constants.distance <= static_cast<int64_t>(Distance::kCharbonnier),
-                  "unknown distance ", constants.distance, ".");
-  STD_TORCH_CHECK(output >= 0 && output <= static_cast<int64_t>(Output::kAttentionMap), "unknown output ", output, ".");
+  STD_TORCH_CHECK(is_value<Padding>(constants.padding), "unknown padding ", constants.padding, ".");
+  STD_TORCH_CHECK(is_value<Distance>(constants.distance), "unknown distance ", constants.distance, ".");
+  STD_TORCH_CHECK(is_value<Output>(output), "unknown output ", output, ".");
   STD_TORCH_CHECK(std::abs(constants.gradient_exponent) < 1000, "gradient_exponent is ", constants.gradient_exponent,
                   ".");
   STD_TORCH_CHECK(constants.loss_weight > 0, "loss_weight must be above 0, but is ", constants.loss_weight, ".");

@@ -243,20 +243,17 @@ class TileKernel {
         (p_.map.data == nullptr || p_.output == Output::kSimilarityMap))
       return;
     attention_of_row();
-    switch (p_.distance) {
-      case Distance::kL1:
-        loss_of_row<Distance::kL1>(y, centre_d);
-        break;
-      case Distance::kL2:
-        loss_of_row<Distance::kL2>(y, centre_d);
-        break;
-      case Distance::kCharbonnier:
-        loss_of_row<Distance::kCharbonnier>(y, centre_d);
-        break;
-    }
+    emit_loss(y, centre_d);
     if (map_wanted(Output::kAttentionMap)) write(p_.map, y, line(kAttention));
     if (map_wanted(Output::kLossMap)) write(p_.map, y, line(kLoss));
     if (p_.stats != nullptr) add_stats(centre_d);
+  }
+
+  // loss_of_row() for the distance of the call, a constant in its loop.
+  template <int kFirst = 0>
+  void emit_loss(int64_t y, const V* centre_d) {
+    if (static_cast<int>(p_.distance) == kFirst) return loss_of_row<static_cast<Distance>(kFirst)>(y, centre_d);
+    if constexpr (kFirst + 1 < static_cast<int>(Distance::kCount)) emit_loss<kFirst + 1>(y, centre_d);
   }
 
   // A store to memory that is not in the cache holds up all later ones. Always inlined: g++ drops calls of a function

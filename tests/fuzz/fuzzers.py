@@ -15,10 +15,9 @@ import torch
 import pspl_cuda
 from helpers import backends
 from helpers.cases import LAYOUTS, check_against_oracle
+from pspl_cuda.config import DISTANCES, PADDINGS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-DISTANCES = ("l1", "l2", "charbonnier")
-PADDINGS = ("zeros", "reflect", "replicate")
 REDUCTIONS = ("mean", "sum", "none")
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pspl_cuda.config import PADDINGS
+
 if __name__ == "__main__":
     # pytest has these folders from pyproject.toml and conftest.py.
     TESTS = Path(__file__).resolve().parents[1]
@@ -32,7 +34,6 @@ from helpers.cases import numpy64
 
 HEADING = "## Tables"
 QUANTITIES = ("similarity", "loss", "gradient")
-PADDINGS = ("zeros", "reflect", "replicate")
 # All with a specialised kernel, the smallest and a large one without.
 WINDOW_SIZES = (1, 3, 5, 7, 9, 11, 13, 31)
 WINDOW_IMAGES = ("smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border", "2x300")

@@ -11,11 +11,9 @@ import torch
 import pspl_cuda
 from helpers import oracle, tolerances
 from helpers.cases import distinct_pair, leaf_copy
-from pspl_cuda import config as config_module
-from pspl_cuda.config import DEFAULTS, OUTPUTS, PADDINGS, check_config
+from pspl_cuda.config import DEFAULTS, DISTANCES, OUTPUTS, PADDINGS, check_config
 
 INF = math.inf
-DISTANCES = ["l1", "l2", "charbonnier"]
 
 
 # ---------------------------------------------------------------- derivatives
@@ -448,7 +446,7 @@ def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
             for name in ("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "eps")
         },
         "padding": PADDINGS.index(config.padding),
-        "distance": config_module.DISTANCES.index(config.distance),
+        "distance": DISTANCES.index(config.distance),
         "loss_weight": 1.0,
         "gradient_exponent": 0,
     }

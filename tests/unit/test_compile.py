@@ -8,8 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from helpers.cases import distinct_pair, leaf_copy, smooth_pair
 from pspl_cuda import PSPLLoss
-
-DISTANCES = ["l1", "l2", "charbonnier"]
+from pspl_cuda.config import DISTANCES
 
 
 @pytest.fixture

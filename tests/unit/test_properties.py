@@ -17,10 +17,9 @@ from hypothesis import assume, given
 
 from helpers import oracle, tolerances
 from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64
+from pspl_cuda.config import DISTANCES, PADDINGS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-PADDINGS = ("zeros", "reflect", "replicate")
-DISTANCES = ("l1", "l2", "charbonnier")
 # Strides of 0 as well, which change the values: one row for all, one image for the batch.
 STRIDES = {
     **LAYOUTS,

@@ -10,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from helpers import training_worker
 from helpers.cases import distinct_pair, leaf_copy
 from pspl_cuda import PSPLLoss
-
-DISTANCES = ["l1", "l2", "charbonnier"]
+from pspl_cuda.config import DISTANCES
 
 
 def gradients(backend, distance, around=lambda loss, *images: loss(*images), dtype=torch.float32):

@@ -14,8 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pspl_cuda
 from helpers.cases import distinct_pair, leaf_copy
 from pspl_cuda import PSPLLoss
-
-DISTANCES = ["l1", "l2", "charbonnier"]
+from pspl_cuda.config import DISTANCES
 
 
 @pytest.fixture
