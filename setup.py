@@ -28,6 +28,7 @@ from setuptools.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 
+from compilers import compile_flags
 from decisions import decide
 from installed_torch import MIN_TORCH, find_torch
 
@@ -43,12 +44,7 @@ INSTRUCTION_SETS = {
 }
 # The stable ABI then has nothing that this torch lacks.
 TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-# The two math flags change no value, but g++ needs them to vectorise some loops.
-CXX = (
-    ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", TARGET]
-    if os.name != "nt"
-    else ["/O2", TARGET]
-)
+FLAGS = {kind: [*flags, TARGET] for kind, flags in compile_flags().items()}
 
 
 def sources(*patterns: str) -> list[str]:
@@ -63,7 +59,7 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         decision = decide(TORCH)
         cpu, cuda = self.extensions
         if decision.why_no_cpu is None:
-            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": CXX})
+            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": FLAGS["cxx"]})
         else:
             self._leave_out(cpu)
         if decision.why_no_cuda is None:
@@ -71,13 +67,13 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
             self._complete(
                 cuda,
                 cpp_extension.CUDAExtension,
-                extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", TARGET]},
+                extra_compile_args={kind: [*flags, "-DUSE_CUDA"] for kind, flags in FLAGS.items()},
                 include_dirs=decision.toolkit.include_dirs,
                 library_dirs=decision.toolkit.library_dirs,
             )
             # With a runtime of its own the library serves a torch of any CUDA version: streams and pointers are the driver's.
             cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
-            cuda.libraries += ["rt", "dl", "pthread"]
+            cuda.libraries += ["rt", "dl", "pthread"] if os.name != "nt" else []
             cpp_extension._check_cuda_version = lambda *_: None  # torch's refusal of an nvcc of another version
         else:
             self._leave_out(cuda)
@@ -90,6 +86,10 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
         """Add to ``extension`` what torch's ``kind`` of extension has."""
         made = kind(extension.name, extension.sources, depends=extension.depends, py_limited_api=True, **arguments)
         vars(extension).update(vars(made))
+
+    def get_export_symbols(self, extension):
+        """None: torch loads the libraries, which are no Python modules and have no PyInit function."""
+        return []
 
     def _leave_out(self, extension):
         self.extensions.remove(extension)

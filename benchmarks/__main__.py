@@ -22,7 +22,7 @@ from .harness import Run
 from .implementations import KEYS
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS_PER_CASE = 20.0
+SECONDS_PER_CASE = 12.0
 QUICK_SECONDS_PER_CASE = 6.0
 
 
@@ -45,10 +45,11 @@ def parser() -> argparse.ArgumentParser:
     add("--dtypes", choices=DTYPES, nargs="+", help="only these (with --sizes: each of these)")
     add("--layouts", choices=LAYOUTS, nargs="+", help="only these (with --sizes: each of these)")
     add("--impl", choices=KEYS, nargs="+", help="only these, for every dtype and layout; nn.L1Loss is always measured")
-    add("--seconds", type=float, help="total time for the timing, approximately (default: 20 per case, quick: 6)")
+    add("--seconds", type=float, help="total time for the timing, approximately (default: 12 per case, quick: 6)")
     add("--limit", type=float, default=2.0, help="skip calls that take longer, in seconds (default: %(default)s)")
     add("--no-memory", action="store_true", help="do not measure the peak memory")
     add("--from", dest="source", type=Path, metavar="JSON", help="measure nothing; redraw tables and plots from a file")
+    add("--readme", type=Path, metavar="PAGE", help="with --from: also replace the tables of this page, README.md")
     return options
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Return 0 on success, 1 if an implementation of this package is wrong, 130 if interrupted."""
     options = parser().parse_args(arguments)
     if options.source is not None:
-        return _redraw(options.source)
+        return _redraw(options.source, options.readme)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device is cuda, but torch finds no GPU. Use --device cpu.")
@@ -91,9 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 130 if interrupted else 1 if run.failures else 0
 
 
-def _redraw(source: Path) -> int:
+def _redraw(source: Path, readme: Path | None) -> int:
     try:
         rows = report.load(source)
+        if readme is not None:
+            report.into_readme(rows, readme)
     except (OSError, ValueError) as error:
         raise SystemExit(f"--from {source} can't be read: {error}") from None
     print("\n".join(map(str, report.publish(rows, source))))

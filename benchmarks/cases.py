@@ -1,4 +1,4 @@
-"""Which sizes, dtypes and layouts are measured, and on which images."""
+"""Which sizes, dtypes, layouts and numbers of threads are measured, and on which images."""
 
 from __future__ import annotations
 
@@ -9,33 +9,60 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MIXED = "bfloat16+float32"
+# Of sr and of hr. Under autocast, sr is bfloat16 and hr float32.
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    MIXED: (torch.bfloat16, torch.float32),
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 PATCHES = (16, 3, 192, 192)
 SIZES = (
     (1, 3, 64, 64),
     PATCHES,
-    (16, 3, 256, 256),
     (4, 3, 512, 512),
     (8, 3, 1080, 1920),
     (1, 3, 2160, 3840),
 )
-# float32, contiguous is measured with every implementation; other dtypes and layouts with these, at these sizes.
-OTHER_KEYS = ("l1", "fused", "reference")
-OTHER_SIZES = {"cpu": (PATCHES, (4, 3, 512, 512)), "cuda": (PATCHES, (8, 3, 1080, 1920))}
+# float32, contiguous is measured with every implementation; large images and other cases with these, at these sizes.
+OTHER_KEYS = ("l1", "l1_compile", "fused")
+LARGE = 8 * 10**6
+OTHER_SIZES = {"cpu": (PATCHES,), "cuda": (PATCHES, (8, 3, 1080, 1920))}
 OTHERS = (
     ("float32", "channels_last"),
     ("bfloat16", "contiguous"),
     ("bfloat16", "channels_last"),
     ("float16", "contiguous"),
+    (MIXED, "contiguous"),
+    (MIXED, "channels_last"),
 )
+# A whole training step: forward and backward of ESPCN x4 (Shi et al., CVPR 2016) and of the loss, and a step of Adam.
+TRAINING_KEYS = ("l1", "fused", "official")
+TRAINING_SCALE = 4
 
 
 class Case(NamedTuple):
     shape: tuple[int, int, int, int]
     dtype: str = "float32"
     layout: str = "contiguous"
+    threads: int | None = None  # None: all
+    training: bool = False  # a whole training step instead of the loss alone
+
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        """The implementations that are measured; None: all."""
+        if self.training:
+            return TRAINING_KEYS
+        return None if self.plain and self.numel < LARGE else OTHER_KEYS
+
+    @property
+    def floor_bytes(self) -> int:
+        """What must pass through memory: both images, and the gradient of sr. Backward needs no more."""
+        sr, hr = DTYPES[self.dtype]
+        return self.numel * (2 * sr.itemsize + hr.itemsize)
 
     @property
     def numel(self) -> int:
@@ -43,11 +70,12 @@ class Case(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether every implementation is measured."""
-        return (self.dtype, self.layout) == ("float32", "contiguous")
+        """Whether it differs in its size only."""
+        return self == Case(self.shape)
 
     def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}{threads}{', training step' * self.training}"
 
 
 def select(
@@ -67,6 +95,7 @@ def select(
         ]
     plain = [Case(shape) for shape in SIZES]
     others = [Case(shape, *kind) for shape in OTHER_SIZES[device_type] for kind in OTHERS]
+    others += [Case(PATCHES, threads=1)] * (device_type == "cpu") + [Case(PATCHES, training=True)]
     if quick:
         plain = [Case(SIZES[0]), Case(PATCHES)]
         others = [Case(PATCHES, *kind) for kind in OTHERS[:2]]
@@ -94,7 +123,7 @@ def images(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     )
     sr = hr + 0.03 * torch.randn(case.shape, generator=generator)
     sr, hr = (
-        image.clamp(0, 1).to(device, DTYPES[case.dtype]).contiguous(memory_format=LAYOUTS[case.layout])
-        for image in (sr, hr)
+        image.clamp(0, 1).to(device, dtype).contiguous(memory_format=LAYOUTS[case.layout])
+        for image, dtype in zip((sr, hr), DTYPES[case.dtype], strict=True)
     )
     return sr.requires_grad_(), hr

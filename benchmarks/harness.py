@@ -11,11 +11,9 @@ from pathlib import Path
 import torch
 
 from . import check, machine, memory, report, timing
-from .cases import DTYPES, OTHER_KEYS, Case, images
-from .implementations import KEYS, Implementation, available
+from .cases import OTHER_KEYS, TRAINING_SCALE, Case, images
+from .implementations import KEYS, Implementation, available, training_step
 
-# Forward reads two images and writes the gradient, backward reads and writes it.
-FLOOR_TENSORS = {"forward": 3, "forward_backward": 5}
 MIN_SAMPLES = 3
 
 
@@ -36,7 +34,6 @@ class Run:
     def measure(self, cases: list[Case], with_memory: bool = True) -> None:
         copy = timing.copy_bytes_per_ms(self._device, self._clock)
         self._facts = machine.facts(self._device, copy)
-        self._copy_bytes_per_ms = copy
         _tell(f"{self._facts['device']}: a large copy runs at {copy / 1e6:.1f} GB/s")
         if machine.is_busy(self._facts["load"]):
             _tell(f"Other programs use this machine (load {self._facts['load']}): the ratios will be inaccurate.")
@@ -50,10 +47,18 @@ class Run:
                 child = stack.enter_context(memory.Child())
             for number, case in enumerate(cases, 1):
                 _tell(f"[{number}/{len(cases)}] {case}")
-                measured = keys if case.plain or self._keys else OTHER_KEYS
+                measured = keys if self._keys else case.keys or keys
+                threads = torch.get_num_threads()
+                torch.set_num_threads(case.threads or threads)
                 try:
-                    self._measure(case, [each for each in implementations if each.key in measured], with_memory, child)
+                    self._measure(
+                        case,
+                        [each for each in implementations if each.key in measured],
+                        with_memory and not case.threads,
+                        child,
+                    )
                 finally:
+                    torch.set_num_threads(threads)
                     report.save(self.rows, self._path)
 
     def _measure(
@@ -83,20 +88,30 @@ class Run:
             sr.grad = None
             loss(sr, hr).backward()
 
-        calls = {}
+        def forward(loss) -> None:
+            sr.grad = None
+            kept[loss] = loss(sr, hr)
+
+        calls, preparations, kept = {}, {}, {}
         for each in errors:
+            if case.training:
+                calls[each, "forward_backward"] = training_step(each.loss, sr, hr, TRAINING_SCALE)
+                continue
             calls[each, "forward"] = lambda loss=each.loss: loss(sr, hr)
             calls[each, "forward_backward"] = lambda loss=each.loss: forward_backward(loss)
+            if each.key in OTHER_KEYS:
+                calls[each, "backward"] = lambda loss=each.loss: kept.pop(loss).backward()
+                preparations[each, "backward"] = lambda loss=each.loss: forward(loss)
         times: dict = {}
         rows = {}
         try:
-            timing.interleave(calls, self._clock, self._seconds, times)
+            timing.interleave(calls, self._clock, self._seconds, times, preparations)
         finally:  # also on an interrupt
             for (each, phase), values in times.items():
                 if len(values.warm) >= MIN_SAMPLES:
                     rows[each, phase] = self._row(case, each.name, phase, errors[each], values)
             self.rows += rows.values()
-        if not with_memory:
+        if not with_memory or case.training:
             return
         for each in errors:
             for phase, peak in self._peaks(each, case, calls, sr, child).items():
@@ -135,11 +150,12 @@ class Run:
             "shape": list(case.shape) if case else None,
             "dtype": case.dtype if case else None,
             "layout": case.layout if case else None,
+            "threads": case.threads if case else None,
+            "training": case.training if case else False,
         }
 
     def _row(self, case: Case, name: str, phase: str, errors: check.Errors, times: timing.Times) -> dict:
         warm = timing.summary(times.warm)
-        floor_ms = FLOOR_TENSORS[phase] * case.numel * DTYPES[case.dtype].itemsize / self._copy_bytes_per_ms
         return self._base(name, phase, case) | {
             "median_ms": round(warm.median, 5),
             "p20_ms": round(warm.p20, 5),
@@ -147,7 +163,6 @@ class Run:
             "cold_median_ms": round(timing.summary(times.cold).median, 5) if times.cold else None,
             "samples": len(times.warm),
             "peak_extra_bytes": None,
-            "floor_fraction": round(floor_ms / warm.median, 4),
             "loss_error": errors.loss,
             "gradient_error": errors.gradient,
             "skipped": None,

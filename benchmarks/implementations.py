@@ -1,4 +1,4 @@
-"""What is measured: the fused loss, its reference, the official formula, ``nn.L1Loss``, and PSPL built on other SSIM packages."""
+"""What is measured: the fused loss, its reference, the official formula, ``nn.L1Loss``, and PSPL on other SSIM packages."""
 
 from __future__ import annotations
 
@@ -75,10 +75,19 @@ def _fused(device: torch.device) -> Implementation:
     return Implementation("fused", "PSPL fused", _pspl(device.type), BUDGET, ours=True)
 
 
-def _compiled(device: torch.device) -> Implementation:
+def _compile(loss: Loss, device: torch.device) -> Loss:
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise UnavailableError("torch.compile needs a C++ compiler on the PATH")
-    loss = torch.compile(_pspl("reference"), dynamic=False)
+    return torch.compile(loss, dynamic=False)
+
+
+def _l1_compiled(device: torch.device) -> Implementation:
+    loss = _compile(nn.L1Loss(), device)
+    return _l1(device)._replace(key="l1_compile", name="nn.L1Loss, torch.compile", loss=loss)
+
+
+def _compiled(device: torch.device) -> Implementation:
+    loss = _compile(_pspl("reference"), device)
     return Implementation("compile", "PSPL reference, torch.compile", loss, BUDGET, ours=True)
 
 
@@ -180,8 +189,37 @@ def _on_peer(key: str, device: torch.device) -> Implementation:
     return Implementation(key, f"PSPL on {peer.distribution} {installed}", loss, textbook(peer.padding))
 
 
-_OWN = {"l1": _l1, "fused": _fused, "compile": _compiled, "reference": _reference, "official": _official}
+_OWN = {
+    "l1": _l1,
+    "l1_compile": _l1_compiled,
+    "fused": _fused,
+    "compile": _compiled,
+    "reference": _reference,
+    "official": _official,
+}
 KEYS = (*_OWN, *PEERS)
+
+
+def training_step(loss: Loss, sr: Tensor, hr: Tensor, scale: int) -> Callable[[], None]:
+    """A call that trains ESPCN x ``scale`` once: from the shrunken ``sr`` to ``hr``."""
+    channels = hr.shape[1]
+    network = nn.Sequential(
+        nn.Conv2d(channels, 64, 5, padding=2),
+        nn.Tanh(),
+        nn.Conv2d(64, 32, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(32, channels * scale**2, 3, padding=1),
+        nn.PixelShuffle(scale),
+    ).to(hr.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    lr = F.avg_pool2d(sr.detach(), scale)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network(lr), hr).backward()
+        optimizer.step()
+
+    return step
 
 
 def make(key: str, device: torch.device) -> Implementation:

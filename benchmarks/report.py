@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from .cases import PATCHES, Case
+from .cases import MIXED, PATCHES, SIZES, Case
 from .machine import is_busy
 
 BASELINE = "nn.L1Loss"
@@ -18,12 +18,14 @@ COLUMNS = (
     "ms",
     "20-80 %",
     "forward ms",
+    "backward ms",
     f"x {BASELINE}",
     "share of the memory floor",
     "peak extra MiB",
     "loss error",
     "gradient error",
 )
+README_MARKS = ("<!-- python -m benchmarks --readme -->", "<!-- end -->")
 REQUIRED = {"device", "torch", "impl", "phase", "shape", "dtype", "layout", "median_ms", "date"}
 
 
@@ -58,7 +60,7 @@ def publish(rows: list[dict], path: Path) -> list[Path]:
 
 
 def case_of(row: dict) -> Case:
-    return Case(tuple(row["shape"]), row["dtype"], row["layout"])
+    return Case(tuple(row["shape"]), row["dtype"], row["layout"], row.get("threads"), row.get("training", False))
 
 
 def timed(rows: list[dict]) -> dict[Case, dict[str, dict[str, dict]]]:
@@ -82,14 +84,16 @@ def markdown(rows: list[dict], plots: list[str]) -> str:
     ]
     if first.get("copy_gb_s"):
         lines.append(
-            f"The memory floor is 20 bytes per float32 element at {first['copy_gb_s']:.1f} GB/s, the speed of a large copy."
+            "The memory floor is reading both images and writing the gradient (12 bytes per float32 element) at "
+            f"{first['copy_gb_s']:.1f} GB/s, the speed of a large copy; with it, the backward pass has nothing left to move. A "
+            "training step is that of ESPCN x4 with Adam."
         )
     if is_busy(first.get("load")):
         lines += ["", f"**Other programs used the machine (load {first['load']:g}): the ratios are inaccurate.**"]
     lines += ["", *(f"![{name}]({name})\n" for name in plots)]
     for case, implementations in timed(rows).items():
         baseline = implementations.get(BASELINE, {}).get("forward_backward")
-        lines += [f"## {str(case).replace(' ', ', ')}", "", _line(COLUMNS), "|---" * len(COLUMNS) + "|"]
+        lines += [f"## {str(case).replace(' ', ', ', 2)}", "", _line(COLUMNS), "|---" * len(COLUMNS) + "|"]
         lines += [_line(_cells(name, phases, baseline)) for name, phases in implementations.items()]
         lines.append("")
     skipped = [row for row in rows if row.get("skipped")]
@@ -118,12 +122,87 @@ def _cells(name: str, phases: dict[str, dict], baseline: dict | None) -> tuple[s
         cell(both, "median_ms", ".3f"),
         f"{both['p20_ms']:.3f}-{both['p80_ms']:.3f}" if both else "",
         cell(forward, "median_ms", ".3f"),
+        cell(phases.get("backward", {}), "median_ms", ".3f"),
         cell(both, "median_ms", ".2f", 1 / baseline["median_ms"]) if baseline else "",
-        cell(both, "floor_fraction", ".0%"),
+        format(_floor_ms(both) / both["median_ms"], ".0%") if both and _floor_ms(both) else "",
         cell(both, "peak_extra_bytes", ".1f", 2**-20),
         cell(both, "loss_error", ".0e"),
         cell(both, "gradient_error", ".0e"),
     )
+
+
+def _floor_ms(row: dict) -> float | None:
+    case = case_of(row)
+    return None if case.training or not row.get("copy_gb_s") else case.floor_bytes / row["copy_gb_s"] / 1e6
+
+
+README_CASES = {
+    "16x3x192x192": Case(PATCHES),
+    "one thread": Case(PATCHES, threads=1),
+    "bfloat16": Case(PATCHES, "bfloat16"),
+    "bfloat16 `sr`, float32 `hr`": Case(PATCHES, MIXED),
+    "the same, channels_last": Case(PATCHES, MIXED, "channels_last"),
+    "training step of ESPCN x4": Case(PATCHES, training=True),
+    **{"x".join(map(str, size)): Case(size) for size in SIZES if size != PATCHES},
+}
+README_COLUMNS = (
+    BASELINE,
+    f"{BASELINE}, torch.compile",
+    OURS,
+    "PSPL reference, torch.compile",
+    "official formula, eager",
+)
+
+
+def readme(rows: list[dict]) -> str:
+    """README's table: each implementation in each case, and the fastest PSPL on another SSIM package."""
+    cases = timed(rows)
+    both = {case: {name: row.get("forward_backward") for name, row in found.items()} for case, found in cases.items()}
+    peers = [row for name, row in both.get(Case(PATCHES), {}).items() if name.startswith("PSPL on ") and row]
+    columns = [*README_COLUMNS, *(row["impl"] for row in sorted(peers, key=lambda row: row["median_ms"])[:1])]
+
+    def cell(found: dict[str, dict], name: str) -> str:
+        row, baseline = found.get(name), found.get(BASELINE)
+        if not row or not baseline:
+            return ""
+        median, p20, p80 = (
+            f"{row[name]:.0f}" if row[name] >= 10 else f"{row[name]:.2g}" for name in ("median_ms", "p20_ms", "p80_ms")
+        )
+        times = f"{median} ({p20}-{p80}) ms"
+        return times if name == BASELINE else f"**{row['median_ms'] / baseline['median_ms']:.3g}**: {times}"
+
+    lines = [
+        "{date}, {device}, torch {torch}: forward + backward, float32 unless named; medians of one interleaved run "
+        "(20-80 %), in bold as multiples of `nn.L1Loss`.".format_map(rows[0]),
+        "",
+        _line(["", *columns]),
+        "|---" * (len(columns) + 1) + "|",
+        *(
+            _line([label, *(cell(both[case], name) for name in columns)])
+            for label, case in README_CASES.items()
+            if case in both
+        ),
+    ]
+    peaks = {name: (both.get(Case(PATCHES), {}).get(name) or {}).get("peak_extra_bytes") for name in columns}
+    images = [f"{name} {peak / 4 / Case(PATCHES).numel:.1f}" for name, peak in peaks.items() if peak is not None]
+    if images:
+        lines += ["", f"Peak memory at {Case(PATCHES)} beside the gradient, in images: {'; '.join(images)}."]
+    alone = [row["backward"] for row in cases.get(Case(PATCHES), {}).values() if "backward" in row]
+    if alone:
+        times = "; ".join("{impl} {median_ms:.3g} ms".format_map(row) for row in alone)
+        lines += ["", f"Backward alone at {Case(PATCHES)}: {times}."]
+    return "\n".join(lines) + "\n"
+
+
+def into_readme(rows: list[dict], page: Path) -> None:
+    """Replace what stands between the two README_MARKS in ``page``; ValueError if it has none."""
+    before, first, rest = page.read_text().partition(README_MARKS[0])
+    _, second, after = rest.partition(README_MARKS[1])
+    if not second:
+        raise ValueError(
+            f"{page} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}; expected the table between them."
+        )
+    page.write_text(f"{before}{first}\n{readme(rows)}{second}{after}")
 
 
 def draw(rows: list[dict], stem: Path) -> list[Path]:

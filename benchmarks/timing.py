@@ -45,7 +45,10 @@ class Clock:
             size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
             self._flush = torch.empty(max(size, 2**26), dtype=torch.uint8, device=device)
 
-    def milliseconds(self, call: Call) -> float:
+    def milliseconds(self, call: Call, prepare: Call | None = None) -> float:
+        """The time of ``call``; ``prepare`` runs before it, and is not counted."""
+        if prepare is not None:
+            prepare()
         if not self.cuda:
             start = time.perf_counter()
             call()
@@ -57,9 +60,8 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end)
 
-    def cold_milliseconds(self, call: Call) -> float:
-        self._flush.zero_()
-        return self.milliseconds(call)
+    def cold_milliseconds(self, call: Call, prepare: Call | None = None) -> float:
+        return self.milliseconds(call, lambda: (prepare and prepare(), self._flush.zero_()))
 
 
 def copy_bytes_per_ms(device: torch.device, clock: Clock) -> float:
@@ -70,12 +72,20 @@ def copy_bytes_per_ms(device: torch.device, clock: Clock) -> float:
     return 2 * source.numel() * 4 / statistics.median(times[2:])
 
 
-def interleave(calls: dict[Hashable, Call], clock: Clock, seconds: float, times: dict[Hashable, Times]) -> None:
+def interleave(
+    calls: dict[Hashable, Call],
+    clock: Clock,
+    seconds: float,
+    times: dict[Hashable, Times],
+    preparations: dict[Hashable, Call] | None = None,
+) -> None:
     """Time ``calls`` in rounds for about ``seconds``, each at least MIN_ROUNDS times, adding to ``times``.
 
-    After an interrupt, ``times`` holds what was measured until then.
+    ``preparations`` run before the calls of the same key and are not counted. After an interrupt, ``times`` holds what was
+    measured until then.
     """
-    first = {key: clock.milliseconds(call) for key, call in calls.items()}
+    before = preparations or {}
+    first = {key: clock.milliseconds(call, before.get(key)) for key, call in calls.items()}
     # Fast calls are repeated within a round: a median of few short times is noise.
     slowest = max(first.values())
     repeats = {key: max(1, min(8, int(slowest / max(first[key], 1e-3) / 8))) for key in calls}
@@ -85,6 +95,6 @@ def interleave(calls: dict[Hashable, Call], clock: Clock, seconds: float, times:
     while rounds < MIN_ROUNDS or (time.monotonic() < end and rounds < MAX_ROUNDS):
         rounds += 1
         for key, call in calls.items():
-            times[key].warm.extend(clock.milliseconds(call) for _ in range(repeats[key]))
+            times[key].warm.extend(clock.milliseconds(call, before.get(key)) for _ in range(repeats[key]))
             if clock.cuda:
-                times[key].cold.extend(clock.cold_milliseconds(call) for _ in range(repeats[key]))
+                times[key].cold.extend(clock.cold_milliseconds(call, before.get(key)) for _ in range(repeats[key]))

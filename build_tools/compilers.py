@@ -11,18 +11,23 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-# C++20 and the vector extensions of g++ and clang (csrc/cpu/simd.h), linked as a library.
+WINDOWS = os.name == "nt"
+# C++20, linked as a library.
 CXX_TRIAL = """
 #include <algorithm>
 #include <span>
-typedef float Vector __attribute__((vector_size(16)));
 template <typename T>
 concept Number = requires(T a) { a + a; };
-extern "C" float sum(std::span<const float> values) {
-  Vector total{};
+float sum(std::span<const float> values) {
+  float total = 0;
   std::for_each(values.begin(), values.end(), [&](Number auto value) { total += value; });
-  return total[0];
+  return total;
 }
+"""
+# The vector extensions of g++ and clang, which csrc/cpu/simd.h needs.
+VECTOR_TRIAL = """
+typedef float Vector __attribute__((vector_size(16)));
+float sum(Vector a, float b) { return (a + b)[0]; }
 """
 CUDA_TRIAL = """
 #include <cuda_bf16.h>
@@ -41,23 +46,51 @@ class Toolkit(NamedTuple):
 
 def cxx_compiler() -> list[str]:
     """The command that torch's build uses."""
-    return shlex.split(os.environ.get("CXX", "cl" if os.name == "nt" else "c++"))
+    return shlex.split(os.environ.get("CXX", "cl" if WINDOWS else "c++"))
 
 
-def why_no_cxx() -> str | None:
-    """None if the C++ compiler can build the kernels, else the reason."""
+def compile_flags(windows: bool = WINDOWS) -> dict[str, list[str]]:
+    """Flags for the C++ compiler and for nvcc, in addition to torch's, which include the C++ standard."""
+    if windows:
+        standard = ["/permissive-", "/Zc:__cplusplus"]
+        return {
+            "cxx": ["/O2", *standard],
+            "nvcc": ["-O3", *(part for flag in standard for part in ("-Xcompiler", flag))],
+        }
+    # The two math flags change no value, but g++ needs them to vectorise some loops.
+    return {"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"], "nvcc": ["-O3"]}
+
+
+def _try_cxx(source: str, windows: bool) -> str | None:
+    options = ["/nologo", "/std:c++20", "/LD"] if windows else ["-std=c++20", "-fPIC", "-shared", "-o", "trial.so"]
+    return _compile("trial.cpp", source, [*cxx_compiler(), *options])
+
+
+def why_no_cxx(windows: bool = WINDOWS) -> str | None:
+    """None if the C++ compiler can build a library, else the reason."""
     compiler = cxx_compiler()
     if shutil.which(compiler[0]) is None:
         return (
             f"no C++ compiler was found ({compiler[0]} does not exist): install g++ 11 or clang 14 or later, or set CXX, and "
             "reinstall"
         )
-    error = _compile("trial.cpp", CXX_TRIAL, [*compiler, "-std=c++20", "-fPIC", "-shared", "-o", "trial.so"])
+    error = _try_cxx(CXX_TRIAL, windows)
     if error is None:
         return None
     return (
         f"the C++ compiler {' '.join(compiler)} can't compile a small C++20 program ({error}): the kernels need g++ 11 or clang "
         "14 or later; set CXX to one and reinstall"
+    )
+
+
+def why_no_vectors(windows: bool = WINDOWS) -> str | None:
+    """None if the C++ compiler has what the CPU kernels need in addition, else the reason."""
+    error = _try_cxx(VECTOR_TRIAL, windows)
+    if error is None:
+        return None
+    return (
+        f"the C++ compiler {' '.join(cxx_compiler())} lacks the vector types of g++ and clang ({error}): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
     )
 
 

@@ -50,7 +50,7 @@ def decide(torch: Torch | None) -> Decision:
     _print(f"building against torch {torch.version} of {torch.folder.parent}")
     off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
     common = None if all(off.values()) else why_too_old(torch) or compilers.why_no_cxx()
-    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else common
+    cpu = "PSPL_CPU=off when it was built" if off["CPU"] else common or compilers.why_no_vectors()
     toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else common
     if cuda is None:
         toolkit, architectures, cuda = _decide_cuda(torch)

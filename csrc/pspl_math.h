@@ -20,7 +20,8 @@ constexpr T kLargest = std::numeric_limits<T>::max();
 
 // The weights of Eq. 4, formed in float64, on the host. Rounding them to T leaves their sum slightly off 1, which would
 // bias every pixel in the same direction. The excess is put back into the taps, from the centre outwards, where they
-// are small enough to represent the rest of it.
+// are small enough to represent the rest of it, but large beside it: a relative change of a tap is one of the variance
+// of pixels that differ there, and as large an error of the similarity.
 template <typename T>
 void fill_taps(ForwardParams<T>& p, double sigma) {
   double total = 0;
@@ -34,9 +35,9 @@ void fill_taps(ForwardParams<T>& p, double sigma) {
     p.taps[i] = static_cast<T>(weight[i] / total);
     excess += (i == 0 ? 1 : 2) * static_cast<double>(p.taps[i]);
   }
-  for (int i = 1; i <= p.radius; ++i) {
+  constexpr double kLargestChange = 64 * std::numeric_limits<T>::epsilon();
+  for (int i = 1; i <= p.radius && std::fabs(excess / 2) <= kLargestChange * p.taps[i]; ++i) {
     const T corrected = static_cast<T>(p.taps[i] - excess / 2);
-    if (corrected <= T(0)) break;
     excess += 2 * (static_cast<double>(corrected) - static_cast<double>(p.taps[i]));
     p.taps[i] = corrected;
   }
@@ -117,10 +118,9 @@ struct PixelLoss {
 template <typename Math, typename V, typename T>
 PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T eps_squared) {
   if (distance == Distance::kL1) {
-    // sign(0) = 0. A NaN difference gives a NaN gradient, because the attention of its own window is NaN.
-    const V zero = V(T(0));
-    return {attention * Math::absolute(difference),
-            Math::select(difference == zero, zero, Math::copy_sign(attention, difference))};
+    // sign(0) = 0. The loss is 0 there, or NaN where the attention is: the NaN of a window reaches all its pixels.
+    const V loss = attention * Math::absolute(difference);
+    return {loss, Math::select(difference == V(T(0)), loss, Math::copy_sign(attention, difference))};
   }
   const V weight = attention * attention;
   const V square = weight * difference * difference;

@@ -29,8 +29,8 @@ def main(iterations: int = 500) -> PSPLLoss:
     image = torch.from_numpy(astronaut()).permute(2, 0, 1) / 255
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    # The step that sets the weights grows over the run: 60 steps, of which the first 20 change the weights visibly.
-    criterion = PSPLLoss(distance="l1", iterations_per_step=iterations / 60, return_stats=True)
+    # The weights follow the length of the run: from a third of it on, they are uniform to 1 %.
+    criterion = PSPLLoss(distance="l1", total_iterations=iterations, return_stats=True)
     for iteration in range(1, iterations + 1):
         corners = torch.randint(0, min(image.shape[1:]) - PATCH, (BATCH, 2)).tolist()
         hr = torch.stack([image[:, top : top + PATCH, left : left + PATCH] for top, left in corners])

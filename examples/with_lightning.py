@@ -35,7 +35,7 @@ class Enlarger(lightning.LightningModule):
     def __init__(self, iterations: int):
         super().__init__()
         self.network = Network()
-        self.criterion = PSPLLoss(distance="l1", iterations_per_step=iterations / 60, return_stats=True)
+        self.criterion = PSPLLoss(distance="l1", total_iterations=iterations, return_stats=True)
 
     def training_step(self, batch, index):
         lr, hr = batch

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, records why one is unavailable, and chooses the backend of a call.
+"""Loads the compiled kernels and records why one is unavailable.
 
 A failed load is recorded instead of raised, so that the reference keeps working.
 """
@@ -6,6 +6,7 @@ A failed load is recorded instead of raised, so that the reference keeps working
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -16,16 +17,11 @@ from pathlib import Path
 
 import torch
 
-from .config import BACKENDS, check_choice
-
 # Names in csrc/cpu/dispatch.cpp, for PSPL_CPU_ISA.
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 # Why the kernels of a device type are unavailable on this machine; None if they are loaded.
-_reasons: dict[str, str | None] = {}
-# The same per GPU, because the answer is needed at every call.
-_gpu_reasons: dict[int | None, str | None] = {}
-_warned: set[str] = set()
+reasons: dict[str, str | None] = {}
 
 
 def _files(package: Path, library: str) -> list[Path]:
@@ -56,7 +52,7 @@ _BUILD = _read_build(_PACKAGE)
 def load() -> None:
     """Load the libraries that were built, and record why another one is unavailable."""
     for device_type in ("cpu", "cuda"):
-        _reasons[device_type] = _load(f"_{device_type}")
+        reasons[device_type] = _load(f"_{device_type}")
     if os.environ.get("PSPL_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
         warnings.warn(
             f"PSPL_CPU_ISA is {os.environ['PSPL_CPU_ISA']!r}; expected one of {', '.join(INSTRUCTION_SETS)}. The best "
@@ -140,69 +136,11 @@ def _gpu_mismatch(architectures: list[str], capability: tuple[int, int]) -> str 
     return f"it was built for {built}; this device is sm_{major}{minor}: reinstall with TORCH_CUDA_ARCH_LIST={major}.{minor}."
 
 
-def unavailable_reason(device: torch.device) -> str | None:
-    """Why the fused kernel does not run on ``device``, as a sentence; None if it does."""
-    if device.type not in _reasons:
-        return f"there is no fused kernel for {device.type} tensors."
-    reason = _reasons[device.type]
-    # A query of the GPU would break a compiled graph. The kernel reports the same error itself.
-    if reason is not None or device.type != "cuda" or torch.compiler.is_compiling():
-        return reason
-    if device.index not in _gpu_reasons:
-        architectures = _BUILD.get("_cuda", {}).get("architectures", [])
-        _gpu_reasons[device.index] = (
-            _gpu_mismatch(architectures, torch.cuda.get_device_capability(device)) if architectures else None
-        )
-    return _gpu_reasons[device.index]
-
-
-def check_backend(backend: str) -> None:
-    """Raise unless ``backend`` is a known name and, if it names a kernel, that kernel is loaded."""
-    check_choice("backend", backend, BACKENDS)
-    reason = _reasons.get(backend)
-    if reason is not None:
-        raise RuntimeError(f"backend is {backend!r}, but that kernel is not available: {reason}")
-
-
-def choose_backend(backend: str, device: torch.device) -> str:
-    """Return ``"cuda"``, ``"cpu"`` or ``"reference"`` for tensors on ``device``.
-
-    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) selects the fused kernel of the device, or the reference,
-    with one warning, if there is none. Any other name selects that backend, or raises.
-    """
-    check_choice("backend", backend, BACKENDS)
-    if backend == "auto":
-        backend = check_choice(
-            "the environment variable PSPL_BACKEND", os.environ.get("PSPL_BACKEND", "auto"), BACKENDS
-        )
-    if backend == "reference":
-        return backend
-    if backend == "auto":
-        reason = unavailable_reason(device)
-        return device.type if reason is None else _fall_back(device, reason)
-    check_backend(backend)
-    if device.type != backend:
-        raise ValueError(
-            f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
-            'Move the images, or pass backend="auto".'
-        )
-    reason = unavailable_reason(device)
-    if reason is not None:
-        raise RuntimeError(f"backend is {backend!r}, but that kernel does not run on {device}: {reason}")
-    return backend
-
-
-def _fall_back(device: torch.device, reason: str) -> str:
-    if device.type in _reasons:
-        reason = f"the {device.type} kernel is not available: {reason}"
-    if reason not in _warned and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warnings.warn(
-            f"pspl_cuda uses its PyTorch reference, which is correct but slow: {reason} "
-            'Pass backend="reference" to silence this warning.',
-            stacklevel=5,
-        )
-    return "reference"
+@functools.cache
+def gpu_reason(index: int) -> str | None:
+    """Why the compiled kernels do not run on a GPU; None if they do. Queried once, because it is needed at every call."""
+    architectures = _BUILD.get("_cuda", {}).get("architectures", [])
+    return _gpu_mismatch(architectures, torch.cuda.get_device_capability(index)) if architectures else None
 
 
 def backend_info() -> dict:
@@ -215,10 +153,10 @@ def backend_info() -> dict:
         version) and ``architectures`` (what was compiled, for example ``["8.0", "9.0+PTX"]``).
     """
     cuda = _BUILD.get("_cuda", {})
-    cuda_reason = _reasons["cuda"]
+    cuda_reason = reasons["cuda"]
     if cuda_reason is None and torch.cuda.is_available():
-        cuda_reason = unavailable_reason(torch.device("cuda", torch.cuda.current_device()))
-    cpu_reason = _reasons["cpu"]
+        cuda_reason = gpu_reason(torch.cuda.current_device())
+    cpu_reason = reasons["cpu"]
     return {
         "torch": torch.__version__,
         "torch_built_with": _BUILD.get("torch"),

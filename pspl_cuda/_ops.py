@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.pspl_cuda.*``: their schemas, fake kernels, and calls from checked arguments.
+"""The operators ``torch.ops.pspl_cuda.*``: their schemas and fake kernels.
 
 The schemas are defined in Python, so that the CPU and the CUDA library can each register kernels and work without the other. The
 arguments are those of ``csrc/bindings/operators.h``.
@@ -6,13 +6,13 @@ arguments are those of ``csrc/bindings/operators.h``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _library
-from .config import DISTANCES, OUTPUTS, PADDINGS, Config
+from .config import OUTPUTS, compute_dtype
 
 DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 
@@ -44,76 +44,30 @@ DEFINITIONS.define("cpu_instruction_set() -> str")
 _library.load()
 
 
-def compute_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
-    """float64 if either image is float64, else float32."""
-    return torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
+class Constants(NamedTuple):
+    """The arguments of the forward operator after ``step``, in the order of its schema."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    mu: float
+    window_size: int
+    sigma: float
+    c1: float
+    c2: float
+    padding: int
+    distance: int
+    eps: float
+    loss_weight: float
+    gradient_exponent: int
+    output: int
+    gradient_dtype: torch.dtype | None
+    with_stats: bool
 
 
-# The schema's arguments after sr, hr, step_tensor and step, in its order.
-CONSTANTS = (
-    *("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "padding", "distance", "eps"),
-    *("loss_weight", "gradient_exponent", "output", "gradient_dtype", "with_stats"),
-)
-
-
-def constants(
-    config: Config,
-    output: str,
-    *,
-    loss_weight: float = 1.0,
-    gradient_dtype: torch.dtype | None = None,
-    gradient_exponent: int = 0,
-    with_stats: bool = False,
-) -> dict[str, Any]:
-    """The arguments of the forward operator except images and step; ``output`` is one of OUTPUTS."""
-    return {
-        "alpha": config.alpha,
-        "beta": config.beta,
-        "gamma": config.gamma,
-        "mu": config.mu,
-        "window_size": config.window_size,
-        "sigma": config.sigma,
-        "c1": config.c1,
-        "c2": config.c2,
-        "padding": PADDINGS.index(config.padding),
-        "distance": DISTANCES.index(config.distance),
-        "eps": config.eps,
-        "loss_weight": loss_weight,
-        "gradient_exponent": gradient_exponent,
-        "output": OUTPUTS.index(output),
-        "gradient_dtype": gradient_dtype,
-        "with_stats": with_stats,
-    }
-
-
-def forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward operator on the images' device; the results are those of the schema."""
-    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
-    return torch.ops.pspl_cuda.forward.default(sr=sr, hr=hr, step_tensor=step_tensor, step=number, **constants)
-
-
-def forward_below_autograd(
-    sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`forward` without the operator's derivative, for callers that define their own."""
-    if torch.compiler.is_dynamo_compiling():
-        return forward(sr, hr, step, constants)
-    with torch._C._AutoDispatchBelowAutograd():
-        return forward(sr, hr, step, constants)
-
-
-def backward(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """Return ``factor * grad_output * saved_gradient`` in ``dtype``; ``grad_output`` is 0-dim, float32 or float64."""
-    return torch.ops.pspl_cuda.backward.default(
-        saved_gradient=saved_gradient, grad_output=grad_output, factor=factor, dtype=dtype
-    )
-
-
-def backward_(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> Tensor:
-    """:func:`backward` in place, in ``saved_gradient``'s dtype."""
-    torch.ops.pspl_cuda.backward_.default(saved_gradient=saved_gradient, grad_output=grad_output, factor=factor)
-    torch.autograd.graph.increment_version(saved_gradient)
-    return saved_gradient
+forward = torch.ops.pspl_cuda.forward.default
+backward = torch.ops.pspl_cuda.backward.default
+backward_ = torch.ops.pspl_cuda.backward_.default
 
 
 @torch.library.register_fake("pspl_cuda::forward")

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _ops, reference
-from .config import DISTANCES, OUTPUTS, REDUCTIONS, Config
+from .config import DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
 
 
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
     _check_transforms()
-    return _ops.forward_below_autograd(sr, hr, 0.0, _ops.constants(config, "similarity"))[0]
+    return _forward_below_autograd(sr, hr, 0.0, _constants(config, "similarity"))[0]
 
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
     _check_transforms(step)
-    return _ops.forward_below_autograd(sr, hr, step, _ops.constants(config, "attention"))[0]
+    return _forward_below_autograd(sr, hr, step, _constants(config, "attention"))[0]
 
 
 def loss(
@@ -38,29 +38,64 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
     _check_transforms(sr, hr, step)
-    if not (torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
-        constants = _ops.constants(config, config.reduction, loss_weight=loss_weight, with_stats=with_stats)
-        value, _, stats = _ops.forward_below_autograd(sr, hr, step, constants)
-        return value, stats
-    dtype, exponent = _saved_format(sr, hr, config, loss_weight)
-    constants = _ops.constants(
-        config,
-        config.reduction,
-        loss_weight=loss_weight,
-        gradient_dtype=dtype,
-        gradient_exponent=exponent,
-        with_stats=with_stats,
-    )
-    if _is_tracing():
-        value, _, stats = _ops.forward(sr, hr, step, constants)
+    needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
+    dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
+    constants = _constants(config, config.reduction, loss_weight, exponent, dtype, with_stats)
+    if not needs_gradient:
+        value, _, stats = _forward_below_autograd(sr, hr, step, constants)
+    elif torch.compiler.is_exporting() or torch.jit.is_tracing():  # the program cannot contain the autograd node
+        value, _, stats = _forward(sr, hr, step, constants)
     else:
-        value, stats, _ = _Loss.apply(sr, hr, step, constants, False)
+        value, stats = _Loss.apply(sr, hr, step, constants, False)
     return value, stats
 
 
-def _is_tracing() -> bool:
-    """Whether operators are recorded into a program that cannot contain the autograd node: export, jit.trace."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+def _constants(
+    config: Config,
+    output: str,
+    loss_weight: float = 1.0,
+    gradient_exponent: int = 0,
+    gradient_dtype: torch.dtype | None = None,
+    with_stats: bool = False,
+) -> _ops.Constants:
+    return _ops.Constants(
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        mu=config.mu,
+        window_size=config.window_size,
+        sigma=config.sigma,
+        c1=config.c1,
+        c2=config.c2,
+        padding=PADDINGS.index(config.padding),
+        distance=DISTANCES.index(config.distance),
+        eps=config.eps,
+        loss_weight=loss_weight,
+        gradient_exponent=gradient_exponent,
+        output=OUTPUTS.index(output),
+        gradient_dtype=gradient_dtype,
+        with_stats=with_stats,
+    )
+
+
+def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants) -> tuple[Tensor, Tensor, Tensor]:
+    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
+    return _ops.forward(sr, hr, step_tensor, number, *constants)
+
+
+def _forward_below_autograd(
+    sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward operator without its derivative, which _Loss supplies or the caller does not need."""
+    if torch.compiler.is_dynamo_compiling():
+        if isinstance(step, Tensor):
+            # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is not.
+            alpha, beta = constants.alpha, constants.beta
+            step = step * alpha + beta if alpha != 0 else torch.full_like(step, beta)
+            constants = constants._replace(alpha=1.0, beta=0.0)
+        return _forward(sr, hr, step, constants)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(sr, hr, step, constants)
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
@@ -84,36 +119,35 @@ def _check_transforms(*arguments: float | Tensor) -> None:
 
 
 class _Loss(torch.autograd.Function):
-    """The forward operator with its derivative. ``constants`` are those of :func:`_ops.constants`.
+    """The forward operator with its derivative.
 
     With ``expose`` the saved gradient is returned as well, as the operator does; its memory is then not reused for the gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, constants: dict[str, Any], expose: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        value, saved_gradient, stats = _ops.forward_below_autograd(sr, hr, step, constants)
+        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants, expose: bool
+    ) -> tuple[Tensor, ...]:
+        value, saved_gradient, stats = _forward_below_autograd(sr, hr, step, constants)
         ctx.set_materialize_grads(False)
         ctx.constants = constants
-        ctx.factor = math.ldexp(1.0, -constants["gradient_exponent"])
-        ctx.dtypes = (sr.dtype, hr.dtype)
-        ctx.hr_strides = None if sr.stride() == hr.stride() else torch.empty_like(hr, device="meta").stride()
         ctx.exposed = expose
+        ctx.dtypes = (sr.dtype, hr.dtype)
+        ctx.hr_strides = None
+        if ctx.needs_input_grad[1] and sr.stride() != hr.stride():
+            ctx.hr_strides = torch.empty_like(hr, device="meta").stride()
         # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
         # be saved; only the second derivative is then an error. torch.compile does not support second derivatives.
-        ctx.curved = DISTANCES[constants["distance"]] != "l1" and not torch.compiler.is_compiling()
+        ctx.curved = constants.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
             ctx.save_for_backward(saved_gradient, sr, hr)
             # A copy, because a schedule may update step in place before backward.
             ctx.step = step.clone() if isinstance(step, Tensor) else step
         else:
             ctx.save_for_backward(saved_gradient)
-        if not expose:
-            ctx.mark_non_differentiable(stats)
-            return value, stats, None
-        ctx.mark_non_differentiable(stats, saved_gradient)
-        return value, stats, saved_gradient
+        constant_outputs = (stats, saved_gradient) if expose else (stats,)
+        ctx.mark_non_differentiable(*constant_outputs)
+        return value, *constant_outputs
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -121,31 +155,38 @@ class _Loss(torch.autograd.Function):
             return (None,) * 5
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
+        sr_dtype, hr_dtype = ctx.dtypes
+        factor = math.ldexp(1.0, -ctx.constants.gradient_exponent)
         sr_gradient = hr_gradient = None
+        # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
         if (
             torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or grad_output.dim() > 0
             or _is_batched(grad_output)
         ):
-            # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
             if torch.is_grad_enabled() and ctx.curved:
                 gradient = _differentiable_gradient(ctx, images) * grad_output
             else:
                 # In grad_output's type: a 0-dim factor beyond the range of float16 must not be rounded to it.
-                gradient = saved_gradient.to(grad_output.dtype) * (grad_output * ctx.factor)
+                gradient = saved_gradient.to(grad_output.dtype) * (grad_output * factor)
             if needs_sr:
-                sr_gradient = gradient.to(ctx.dtypes[0])
+                sr_gradient = gradient.to(sr_dtype)
             if needs_hr:
-                hr_gradient = _with_strides((-gradient).to(ctx.dtypes[1]), ctx.hr_strides)
+                hr_gradient = (-gradient).to(hr_dtype)
         else:
             if needs_hr:
-                gradient = _ops.backward(saved_gradient, grad_output, -ctx.factor, ctx.dtypes[1])
-                hr_gradient = _with_strides(gradient, ctx.hr_strides)
-            if needs_sr and ctx.dtypes[0] == saved_gradient.dtype and not (ctx.exposed or _keeps_graph()):
-                sr_gradient = _ops.backward_(saved_gradient, grad_output, ctx.factor)
+                hr_gradient = _ops.backward(saved_gradient, grad_output, -factor, hr_dtype)
+            if needs_sr and sr_dtype == saved_gradient.dtype and not (ctx.exposed or _keeps_graph()):
+                sr_gradient = saved_gradient
+                _ops.backward_(sr_gradient, grad_output, factor)
+                torch.autograd.graph.increment_version(sr_gradient)
             elif needs_sr:
-                sr_gradient = _ops.backward(saved_gradient, grad_output, ctx.factor, ctx.dtypes[0])
+                sr_gradient = _ops.backward(saved_gradient, grad_output, factor, sr_dtype)
+        if hr_gradient is not None and ctx.hr_strides is not None:
+            # It has the strides of sr.
+            result = torch.empty_strided(hr_gradient.shape, ctx.hr_strides, dtype=hr_dtype, device=hr_gradient.device)
+            hr_gradient = result.copy_(hr_gradient)
         return sr_gradient, hr_gradient, None, None, None
 
 
@@ -153,16 +194,16 @@ def _operator(
     sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward operator under autograd, which exported and traced programs call."""
-    constants = dict(zip(_ops.CONSTANTS, arguments, strict=True))
+    constants = _ops.Constants(*arguments)
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = 0 <= constants["output"] < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
+    is_loss = 0 <= constants.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
-        return _ops.forward_below_autograd(sr, hr, step_argument, constants)
-    wanted = constants["gradient_dtype"]
-    if wanted is None:  # traced without gradient
-        constants |= {"gradient_dtype": _ops.compute_dtype(sr, hr), "gradient_exponent": 0}
+        return _forward_below_autograd(sr, hr, step_argument, constants)
+    traced_without_gradient = constants.gradient_dtype is None
+    if traced_without_gradient:
+        constants = constants._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
     value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, constants, True)
-    return value, saved_gradient if wanted is not None else saved_gradient.new_empty(0), stats
+    return value, saved_gradient.new_empty(0) if traced_without_gradient else saved_gradient, stats
 
 
 _ops.DEFINITIONS.impl("forward", _operator, "Autograd")
@@ -175,7 +216,7 @@ def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) ->
     factor 1/n would underflow, so the exponent brings the scale to [1, 2). The values are then at most 2 gamma, except for l2,
     whose gradient is unbounded and is saved in float32.
     """
-    compute = _ops.compute_dtype(sr, hr)
+    compute = compute_dtype(sr, hr)
     if compute == torch.float64 or (hr.requires_grad and sr.dtype != hr.dtype):
         return compute, 0
     if sr.dtype != torch.float16:
@@ -209,25 +250,11 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
             "autograd cannot save. Pass its clone(), made outside inference mode."
         )
     sr, hr = images
-    constants = ctx.constants
-    attention_constants = {
-        "output": OUTPUTS.index("attention"),
-        "loss_weight": 1.0,
-        "gradient_dtype": None,
-        "gradient_exponent": 0,
-        "with_stats": False,
-    }
-    with torch.no_grad():
-        attention = _ops.forward_below_autograd(sr, hr, ctx.step, constants | attention_constants)[0]
-    config = Config(
-        distance=DISTANCES[constants["distance"]], eps=constants["eps"], reduction=OUTPUTS[constants["output"]]
+    constants: _ops.Constants = ctx.constants
+    attention_constants = constants._replace(
+        output=OUTPUTS.index("attention"), loss_weight=1.0, gradient_exponent=0, gradient_dtype=None, with_stats=False
     )
-    return constants["loss_weight"] * reference.distance_gradient(sr, hr, attention, config)
-
-
-def _with_strides(gradient: Tensor, strides: tuple[int, ...] | None) -> Tensor:
-    """``gradient``, which has the strides of sr, with the strides of hr; None if they are the same."""
-    if strides is None:
-        return gradient
-    shaped = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
-    return shaped.copy_(gradient)
+    with torch.no_grad():
+        attention = _forward_below_autograd(sr, hr, ctx.step, attention_constants)[0]
+    config = Config(distance=DISTANCES[constants.distance], eps=constants.eps, reduction=OUTPUTS[constants.output])
+    return constants.loss_weight * reference.distance_gradient(sr, hr, attention, config)

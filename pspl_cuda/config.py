@@ -121,19 +121,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _check_float32(name: str, value: float) -> None:
-    # The kernels compute in float32: a smaller number is zero or subnormal there, a larger one infinite.
-    if value != 0 and not 1e-37 <= abs(value) <= 1e37:
-        raise ValueError(
-            f"{name} is {value!r}, which is outside the range of float32; expected 0 or a magnitude from 1e-37 to 1e37."
-        )
-
-
-def _check_square(what: str, root: float) -> None:
+def _check_magnitude(what: str, value: float, least: float, most: float) -> None:
     # The kernels compute in float32, with a reciprocal that treats subnormal numbers as zero.
-    if not 1e-37 <= root * root <= 1e37:
+    if not least <= abs(value) <= most:
         raise ValueError(
-            f"{what} is {root!r}, whose square is outside the range of float32; expected a number from 1e-18 to 1e18."
+            f"{what} is {value!r}, which leaves the range of float32; expected a magnitude from {least:g} to {most:g}."
         )
 
 
@@ -160,14 +152,16 @@ def _check_config(*constants: Any) -> Config:
         reduction=check_choice("reduction", config.reduction, REDUCTIONS),
     )
     for name in ("alpha", "beta", "gamma"):
-        _check_float32(name, getattr(config, name))
-    if abs(config.mu) > 1e37:
-        raise ValueError(
-            f"mu is {config.mu!r}, which leaves the range of float32; expected a magnitude of at most 1e37."
-        )
-    _check_square("k1 * data_range", config.k1 * config.data_range)
-    _check_square("k2 * data_range", config.k2 * config.data_range)
-    _check_square("eps", config.eps)
+        if getattr(config, name) != 0:
+            _check_magnitude(name, getattr(config, name), 1e-37, 1e37)
+    _check_magnitude("mu", config.mu, 0, 1e37)
+    # The kernels use the squares of these.
+    for what, root in (
+        ("k1 * data_range", config.k1 * config.data_range),
+        ("k2 * data_range", config.k2 * config.data_range),
+        ("eps", config.eps),
+    ):
+        _check_magnitude(what, root, math.sqrt(1e-37), math.sqrt(1e37))
     return config
 
 
@@ -185,11 +179,20 @@ def check_config(config: Config) -> Config:
         return _check_config(*config)
 
 
-def _check_not_distributed(name: str, tensor: Tensor) -> None:
+def compute_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
+    """float64 if either image is float64, else float32."""
+    return torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
+
+
+def _check_plain(name: str, tensor: Tensor) -> None:
     if hasattr(tensor, "to_local"):
         raise TypeError(
             f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
         )
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor; expected one size. Pass its tensors one by one.")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}; expected a dense tensor. Call {name}.to_dense() first.")
 
 
 def check_images(sr: Tensor, hr: Tensor) -> None:
@@ -199,16 +202,12 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
             raise TypeError(
                 f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
             )
-        _check_not_distributed(name, image)
-        if image.is_nested:
-            raise TypeError(f"{name} is a nested tensor; expected images of one size. Pass them one by one.")
+        _check_plain(name, image)
         if image.dtype not in DTYPES:
             raise TypeError(
                 f"{name} has dtype {image.dtype}; expected float32, float16, bfloat16 or float64. "
                 f"Convert it first, for example with {name}.float() / 255."
             )
-        if image.layout != torch.strided:
-            raise TypeError(f"{name} has layout {image.layout}; expected a dense tensor. Call {name}.to_dense() first.")
     if sr.shape != hr.shape:
         raise ValueError(
             f"sr has shape {tuple(sr.shape)} and hr has shape {tuple(hr.shape)}; expected the same shape. "
@@ -233,11 +232,9 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
     if isinstance(step, Tensor):
         if step.dim() != 0:
             raise ValueError(f"step is a tensor of shape {tuple(step.shape)}; expected a number or a 0-dim tensor.")
-        _check_not_distributed("step", step)
+        _check_plain("step", step)
         if step.dtype == torch.bool or step.is_complex() or step.is_quantized:
             raise TypeError(f"step has dtype {step.dtype}; expected a real number.")
-        if step.layout != torch.strided:
-            raise TypeError(f"step has layout {step.layout}; expected a dense tensor. Call step.to_dense() first.")
         if step.requires_grad:
             raise ValueError("step requires a gradient, but the loss has no gradient to it; pass step.detach().")
         if step.device != device and step.device.type != "cpu":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from . import autograd, reference
-from ._library import choose_backend
-from .config import DEFAULTS, Config, check_config, check_flag, check_images, check_step
+from . import _library, autograd, reference
+from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_images, check_step
 from .stats import PSPLStats
 
 
@@ -91,10 +94,9 @@ def loss(
     """``loss_weight`` times :func:`pspl_loss`, on a checked ``config``, so that :class:`PSPLLoss` checks its keywords once."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
     # The kernels take a positive weight as a constant of the launch, at no cost.
     folded = loss_weight if loss_weight > 0 else 1.0
-    value, stats = implementation.loss(sr, hr, step, config, return_stats, folded)
+    value, stats = choose_backend(backend, sr.device).loss(sr, hr, step, config, return_stats, folded)
     if loss_weight <= 0:
         value = loss_weight * value
     return (value, PSPLStats._make((*stats.unbind(), config.data_range))) if return_stats else value
@@ -125,8 +127,7 @@ def similarity_map(
         DEFAULTS._replace(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
     )
     check_images(sr, hr)
-    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
-    return implementation.similarity_map(sr, hr, config)
+    return choose_backend(backend, sr.device).similarity_map(sr, hr, config)
 
 
 @torch.no_grad()
@@ -170,5 +171,62 @@ def attention_map(
     )
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    implementation = reference if choose_backend(backend, sr.device) == "reference" else autograd
-    return implementation.attention_map(sr, hr, step, config)
+    return choose_backend(backend, sr.device).attention_map(sr, hr, step, config)
+
+
+# ---------------------------------------------------------------- the choice of a backend
+
+
+def choose_backend(backend: str, device: torch.device) -> ModuleType:
+    """Return the module, ``autograd`` or ``reference``, whose functions run a call for tensors on ``device``.
+
+    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) selects the fused kernel of the device, or the reference,
+    with one warning, if there is none. Any other name selects that backend, or raises.
+    """
+    check_choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        from_environment = os.environ.get("PSPL_BACKEND", "auto")
+        backend = check_choice("the environment variable PSPL_BACKEND", from_environment, BACKENDS)
+    if backend == "reference":
+        return reference
+    if backend not in ("auto", device.type):
+        check_backend(backend)
+        raise ValueError(
+            f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
+            'Move the images, or pass backend="auto".'
+        )
+    reason = _unavailable_reason(device)
+    if reason is None:
+        return autograd
+    if backend != "auto":
+        raise RuntimeError(f"backend is {backend!r}, but {reason}")
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(
+            f"pspl_cuda uses its PyTorch reference, which is correct but slow: {reason} "
+            'Pass backend="reference" to silence this warning.',
+            stacklevel=4,
+        )
+    return reference
+
+
+_warned: set[str] = set()
+
+
+def check_backend(backend: str) -> None:
+    """Raise unless ``backend`` is a known name and, if it names a kernel, that kernel is loaded."""
+    check_choice("backend", backend, BACKENDS)
+    reason = _library.reasons.get(backend)
+    if reason is not None:
+        raise RuntimeError(f"backend is {backend!r}, but that kernel is not available: {reason}")
+
+
+def _unavailable_reason(device: torch.device) -> str | None:
+    """Why the fused kernel does not run on ``device``, as a sentence; None if it does."""
+    if device.type not in _library.reasons:
+        return f"there is no fused kernel for {device.type} tensors."
+    reason = _library.reasons[device.type]
+    # A query of the GPU would break a compiled graph. The kernel reports the same error itself.
+    if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
+        reason = _library.gpu_reason(device.index)
+    return reason and f"the {device.type} kernel is not available: {reason}"

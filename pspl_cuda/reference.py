@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import Config, compute_dtype
 
 
 def loss(
@@ -82,7 +82,7 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 to 5, ``[..., C, H, W]``, from -1 to 1; float64 if an image is, else float32; without gradient."""
     # With S and D the means of the sum and the difference of the images, 2 mu_s mu_h = (S^2 - D^2) / 2 and
     # mu_s^2 + mu_h^2 = (S^2 + D^2) / 2; the covariance and the variances follow from the variances of sum and difference.
-    dtype = torch.float64 if torch.float64 in (sr.dtype, hr.dtype) else torch.float32
+    dtype = compute_dtype(sr, hr)
     # The map is a constant; no_grad alone does not stop forward-mode differentiation.
     sr, hr = sr.detach().to(dtype), hr.detach().to(dtype)
     mean, variance = _mean_and_variance(torch.stack((sr + hr, sr - hr)), config)

@@ -17,15 +17,6 @@
 #include "../pspl_math.h"
 #include "../pspl_params.h"
 
-// torch.ops.load_library loads the libraries, but setuptools requires the entry point of a Python module in them.
-#if defined(_WIN32)
-#define PSPL_EXPORT extern "C" __declspec(dllexport)
-#else
-#define PSPL_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-#define PSPL_EMPTY_MODULE(name) \
-  PSPL_EXPORT void* PyInit_##name() { return nullptr; }
-
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -33,6 +24,7 @@
 namespace pspl {
 
 using torch::headeronly::ScalarType;
+using IntArrayRef = torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& tensor, const char* name) {
@@ -77,8 +69,41 @@ OutputImage<T> output_image(Tensor& tensor) {
   return {static_cast<T*>(tensor.mutable_data_ptr()), strides_of(tensor)};
 }
 
+// True if the elements fill their memory without gaps or overlap, in any order of the dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  const int64_t numel = tensor.numel();
+  int64_t filled = 1;
+  while (filled < numel) {
+    size_t next = 0;  // the dimension whose stride is the size of the dimensions found so far
+    while (next < sizes.size() && (strides[next] != filled || sizes[next] == 1)) ++next;
+    if (next == sizes.size()) return false;
+    filled *= sizes[next];
+  }
+  return true;
+}
+
+// Not by torch's dispatcher: its calls would take most of the time of a small image.
+inline Tensor empty_strided(const Tensor& device_of, IntArrayRef sizes, IntArrayRef strides, ScalarType dtype) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  int32_t device_type = 0;
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               to<int32_t>(from(dtype)), device_type, device_of.get_device_index(), &result));
+  return Tensor(result);
+}
+
+inline Tensor empty_vector(const Tensor& device_of, int64_t size, ScalarType dtype) {
+  return empty_strided(device_of, {size}, {1}, dtype);
+}
+
 // torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, as in the fake kernels.
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
+  if (is_dense(tensor)) return empty_strided(tensor, tensor.sizes(), tensor.strides(), dtype);
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(tensor),
                                     from(std::optional<ScalarType>(dtype)),
@@ -88,10 +113,6 @@ inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
                                     from(std::optional<torch::headeronly::MemoryFormat>())};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-inline Tensor empty(const Tensor& device_of, torch::headeronly::IntHeaderOnlyArrayRef size, ScalarType dtype) {
-  return torch::stable::new_empty(device_of, size, dtype);
 }
 
 // The schema's arguments between the images and the outputs (pspl_cuda/_ops.py).
@@ -175,9 +196,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(ForwardParams<T> p, const Tensor& 
                                               std::optional<ScalarType> gradient_dtype, bool with_stats) {
   constexpr ScalarType dtype = kScalarType<T>;
   const bool reduced = p.output == Output::kMean || p.output == Output::kSum;
-  Tensor result = reduced ? empty(sr, {}, dtype) : empty_like(sr, dtype);
-  Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty(sr, {0}, dtype);
-  Tensor stats = empty(sr, {with_stats ? kNumStats : 0}, dtype);
+  Tensor result = reduced ? empty_strided(sr, {}, {}, dtype) : empty_like(sr, dtype);
+  Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
+  Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
   if (reduced) {
     p.loss = static_cast<T*>(result.mutable_data_ptr());
   } else {
@@ -205,18 +226,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   return wide ? run(fill_params<double>(sr, hr, step_tensor, step, constants, output))
               : run(fill_params<float>(sr, hr, step_tensor, step, constants, output));
-}
-
-// True if the elements fill their memory without gaps or overlap, in any order of the dimensions.
-inline bool is_dense(const Tensor& tensor) {
-  int64_t filled = 1;
-  while (filled < tensor.numel()) {
-    int64_t next = 0;  // the dimension whose stride is the size of the dimensions found so far
-    while (next < tensor.dim() && (tensor.strides()[next] != filled || tensor.sizes()[next] == 1)) ++next;
-    if (next == tensor.dim()) return false;
-    filled *= tensor.sizes()[next];
-  }
-  return true;
 }
 
 template <typename Backend>

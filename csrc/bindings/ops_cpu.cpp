@@ -2,8 +2,6 @@
 #include "../cpu/dispatch.h"
 #include "operators.h"
 
-PSPL_EMPTY_MODULE(_cpu)
-
 namespace pspl {
 namespace {
 

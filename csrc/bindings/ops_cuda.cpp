@@ -8,23 +8,16 @@
 #include "../cuda/launch.h"
 #include "operators.h"
 
-PSPL_EMPTY_MODULE(_cuda)
-
 namespace pspl {
 namespace {
 
-void check(cudaError_t status, const Tensor& on_device) {
+void check(cudaError_t status) {
   if (status == cudaSuccess) return;
-  if (status == cudaErrorNoKernelImageForDevice) {
-    int major = 0;
-    int minor = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on_device.get_device());
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on_device.get_device());
-    STD_TORCH_CHECK(false, "pspl_cuda has no kernel for this device, sm_", major, minor,
-                    " (pspl_cuda.backend_info() lists what was built). Reinstall with TORCH_CUDA_ARCH_LIST=", major,
-                    ".", minor, ".");
-  }
-  STD_TORCH_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".");
+  const bool not_built = status == cudaErrorNoKernelImageForDevice;
+  STD_TORCH_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".",
+                  not_built ? " pspl_cuda.backend_info() lists the architectures that were built; set "
+                              "TORCH_CUDA_ARCH_LIST to that of this device and reinstall."
+                            : "");
 }
 
 cudaStream_t current_stream(const Tensor& on_device) {
@@ -36,7 +29,7 @@ cudaStream_t current_stream(const Tensor& on_device) {
 cuda::Device device_of(const Tensor& on_device) {
   const auto get = [&](cudaDeviceAttr attribute) {
     int value = 0;
-    check(cudaDeviceGetAttribute(&value, attribute, on_device.get_device()), on_device);
+    check(cudaDeviceGetAttribute(&value, attribute, on_device.get_device()));
     return value;
   };
   return {10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
@@ -48,7 +41,7 @@ cuda::Device device_of(const Tensor& on_device) {
 Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
   const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &capture), on_device);
+  check(cudaStreamIsCapturing(stream, &capture));
   if (capture != cudaStreamCaptureStatusNone) return fresh();
 
   using Key = std::pair<int, cudaStream_t>;
@@ -69,20 +62,20 @@ struct CudaBackend {
     const cudaStream_t stream = current_stream(on_device);
     const cuda::Device device = device_of(on_device);
     if (params.loss == nullptr && params.stats == nullptr) {
-      check(cuda::forward<T>(params, {nullptr, nullptr}, device, stream), on_device);
+      check(cuda::forward<T>(params, {nullptr, nullptr}, device, stream));
       return;
     }
-    Tensor partials = empty(on_device, {cuda::workspace_size(params)}, ScalarType::Double);
+    Tensor partials = empty_vector(on_device, cuda::workspace_size(params), ScalarType::Double);
     Tensor counter = ticket(on_device, stream);
     const cuda::Workspace workspace{static_cast<double*>(partials.mutable_data_ptr()),
                                     static_cast<unsigned*>(counter.mutable_data_ptr())};
-    check(cuda::forward<T>(params, workspace, device, stream), on_device);
+    check(cuda::forward<T>(params, workspace, device, stream));
   }
 
   template <typename T>
   static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::backward<T>(params, device_of(on_device), current_stream(on_device)), on_device);
+    check(cuda::backward<T>(params, device_of(on_device), current_stream(on_device)));
   }
 };
 

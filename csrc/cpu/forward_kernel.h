@@ -96,6 +96,7 @@ class TileKernel {
     for (int i = 0; i < 2 * radius_; i += 2) {
       blur_along_rows(rows_.get() + i);
       read_rows(tile_.top - radius_ + i + 2);
+      for (int row = 0; row < 2; ++row) reader_.prefetch_ahead_of(tile_.top - radius_ + i + 2 + row);
     }
     int start = 0;
     for (int64_t y = tile_.top; y < tile_.bottom; y += 2) {
@@ -107,7 +108,9 @@ class TileKernel {
       prefetch_outputs(y);
       blur_down<&RingRow::mean_s, &RingRow::variance_s, &MomentsRow::mean_s, &MomentsRow::variance_s>(rows,
                                                                                                       p_.twice_c2);
+      reader_.prefetch_ahead_of(y + 2 + radius_);
       blur_down<&RingRow::mean_d, &RingRow::variance_d, &MomentsRow::mean_d, &MomentsRow::variance_d>(rows, T(0));
+      reader_.prefetch_ahead_of(y + 3 + radius_);
       emit_row(y, moments_[0], rows[radius_]->centre_d);
       if (y + 1 < tile_.bottom) emit_row(y + 1, moments_[1], rows[radius_ + 1]->centre_d);
       start = (start + 2) % ring_rows;
@@ -141,7 +144,8 @@ class TileKernel {
   // The pixel at the centre is subtracted from its neighbours before they are squared: rounding errors stay small
   // beside the variance whatever the mean, and NaN and Inf stay within their windows. The taps are symmetric: pixels at
   // the same distance are added first, by the adders, which run beside the multipliers. s and d take turns, so that the
-  // processor always finds operations that do not wait for each other.
+  // processor always finds operations that do not wait for each other. It can subtract a number in memory, but not from
+  // one without loading it: hence centre - pixel.
   void blur_along_row(const T* s, const T* d, RingRow& row) const {
     const Window window(p_);
     for (int v = 0, vectors = vectors_; v < vectors; ++v) {
@@ -152,15 +156,15 @@ class TileKernel {
       for (int k = window.radius(); k >= 1; --k) {
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          const V left = V::load(at[i] - k) - centre[i];
-          const V right = V::load(at[i] + k) - centre[i];
+          const V left = centre[i] - V::load(at[i] - k);
+          const V right = centre[i] - V::load(at[i] + k);
           offset[i] = multiply_add(left + right, window.tap[k], offset[i]);
           square[i] = multiply_add(multiply_add(left, left, right * right), window.tap[k], square[i]);
         }
       }
-      row.mean_s[v] = centre[0] + offset[0];
+      row.mean_s[v] = centre[0] - offset[0];
       row.variance_s[v] = multiply_add(-offset[0], offset[0], square[0]);
-      row.mean_d[v] = centre[1] + offset[1];
+      row.mean_d[v] = centre[1] - offset[1];
       row.variance_d[v] = multiply_add(-offset[1], offset[1], square[1]);
       row.centre_d[v] = centre[1];
     }
@@ -170,7 +174,7 @@ class TileKernel {
 
   using Line = V[kVectors];
 
-  // The mean of x and of x^2 over the rows of a window.
+  // The mean of x and of x^2 over the rows of a window, x = pivot - mean of a row.
   struct Sums {
     V mean;
     V square;
@@ -186,7 +190,7 @@ class TileKernel {
     for (int v = 0, vectors = vectors_; v < vectors; ++v) {
       const auto centred = [&](V pivot) {
         return [rows, v, pivot](int row) -> Sums {
-          const V mean = (rows[row]->*kMean)[v] - pivot;
+          const V mean = pivot - (rows[row]->*kMean)[v];
           return {mean, multiply_add(mean, mean, (rows[row]->*kVariance)[v])};
         };
       };
@@ -201,7 +205,7 @@ class TileKernel {
         }
       }
       for (int i = 0; i < 2; ++i) {
-        (moments_[i].*kMeanOut)[v] = sums[i].mean + pivots[i];
+        (moments_[i].*kMeanOut)[v] = pivots[i] - sums[i].mean;
         (moments_[i].*kVarianceOut)[v] = multiply_add(-sums[i].mean, sums[i].mean, sums[i].square);
       }
     }

@@ -26,6 +26,8 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
     if (stride == 1) {
       if constexpr (std::is_same_v<E, T>) return from;
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i]));
+    } else if (stride == 3) {  // channels_last, by shuffles: the compiler knows the stride
+      for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[3 * i]));
     } else {
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i * stride]));
     }
@@ -71,20 +73,26 @@ class RowReader {
     }
   }
 
+  // Starts to load a row that is read a little later than row y. One row at a time, between other work: the processor
+  // waits if too many loads are under way.
+  PSPL_INLINE void prefetch_ahead_of(int64_t y) const {
+    y += kRowsAhead;
+    if (y < 0 || y >= p_.height) return;
+    const int count = last_ - first_;
+    prefetch<0>(p_.sr.data, sr_index_ + y * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
+    prefetch<0>(p_.hr.data, hr_index_ + y * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
+  }
+
   // Fills s and d, both on vector boundaries, from column -radius to column `radius` after the tile. Zero padding
   // beside the image is not written: the caller sets it once.
   void read(int64_t y, T* s, T* d) const {
-    const int count = last_ - first_;
     y = padded_index(y, p_.height, p_.padding);
     if (y < 0) {
       for (int i = first_; i < last_; ++i) s[i] = d[i] = T(0);
       return;
     }
-    const int64_t ahead = y + kRowsAhead < p_.height ? y + kRowsAhead : p_.height - 1;
-    prefetch<0>(p_.sr.data, sr_index_ + ahead * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
-    prefetch<0>(p_.hr.data, hr_index_ + ahead * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
-    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, count, sr_buffer_.get()) - first_;
-    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, count, hr_buffer_.get()) - first_;
+    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, last_ - first_, sr_buffer_.get()) - first_;
+    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, last_ - first_, hr_buffer_.get()) - first_;
     combine(sr, hr, s, d);
     // The padding beside the image copies columns that have just been read: at most radius of them, or the whole row if
     // it is shorter.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,8 +17,11 @@ from pspl_cuda import attention_map
 from .data import Pair
 from .files import atomic
 from .images import as_result, network_input
+from .losses import PAPER_SPAN, Arm
 
-COLOURS = ("#1f5fa8", "#d9730d", "#2e8b57", "#7b3fa0", "#a02c2c", "#555555", "#b8860b", "#008b8b")
+LOOKS = {"plain": ("-", "o"), "pspl": ("-", "o"), "scale": ("--", "s"), "attention": (":", "^")}
+# The spans of the experiment; others take their place between them in a colour map.
+SPANS = {PAPER_SPAN: "#d9730d", Fraction(1, 10): "#8c6d1f", Fraction(1, 3): "#1f5fa8", Fraction(1): "#a02c2c"}
 GREY = "0.6"
 CLOSE_UP = 48  # HR pixels
 FEW = 30  # so many points of a curve are shown as points
@@ -27,18 +33,19 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, colour: str, label: str) -> None:
+def style(arm: str) -> dict:
+    """Colour, line and marker of an arm, the same in every figure: the colour tells its span, the rest its kind."""
+    kind, span = Arm.parse(arm)
+    colour = "black" if span is None else SPANS.get(span) or colormaps["viridis"](1 + math.log(span, 20))
+    return {"color": colour, "linestyle": LOOKS[kind][0], "marker": LOOKS[kind][1]}
+
+
+def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, arm: str, label: str) -> None:
     """The mean of ``lines [seeds, points]``, and their range."""
-    axis.fill_between(x, lines.min(0), lines.max(0), color=colour, alpha=0.15, linewidth=0)
-    axis.plot(
-        x,
-        lines.mean(0),
-        color=colour,
-        linewidth=1.8,
-        marker="o" if len(x) <= FEW else None,
-        markersize=3.5,
-        label=label,
-    )
+    look = style(arm)
+    axis.fill_between(x, lines.min(0), lines.max(0), color=look["color"], alpha=0.12, linewidth=0)
+    look["marker"] = look["marker"] if len(x) <= FEW else None
+    axis.plot(x, lines.mean(0), **look, linewidth=1.8, markersize=4, label=label)
 
 
 def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: float, title: str, path: Path) -> None:
@@ -55,10 +62,10 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
     figure = Figure(figsize=(14, 4.8) if len(psnr) > 1 else (7.2, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2 if len(psnr) > 1 else 1, squeeze=False)[0]
-    for colour, (arm, lines) in zip(COLOURS, psnr.items(), strict=False):
-        _band(axes[0], iterations, lines, colour, arm)
+    for arm, lines in psnr.items():
+        _band(axes[0], iterations, lines, arm, arm)
         if arm != plain:
-            _band(axes[1], iterations, lines - psnr[plain], colour, f"{arm} - {plain}")
+            _band(axes[1], iterations, lines - psnr[plain], arm, f"{arm} - {plain}")
     axes[0].axhline(baseline, color=GREY, linestyle="--", label="bicubic")
     axes[0].set_ylabel("PSNR in dB, on the luma")
     # The first points of all arms lie far below what matters.
@@ -74,7 +81,7 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, handlelength=3.5)
     save(figure, path)
 
 

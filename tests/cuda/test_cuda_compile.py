@@ -38,6 +38,7 @@ def costs():
     return cuda_resources.resources()
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_every_kernel_compiles_for_every_architecture(costs):
     """Without warnings, or the fixture fails. The names are those that the launchers ask for, so none is forgotten."""
@@ -50,6 +51,7 @@ def test_every_kernel_compiles_for_every_architecture(costs):
                 assert f"strip_forward<float, {sr}, {hr}, 5, kUnit, {work}>" in costs
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_nothing_spills(costs):
     """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
@@ -62,6 +64,7 @@ def test_nothing_spills(costs):
     assert not spilling
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_training_kernels_fit_four_times(costs):
     """The kernels of the common training step leave room for four blocks on a multiprocessor."""
@@ -71,6 +74,7 @@ def test_training_kernels_fit_four_times(costs):
         assert max(cost.registers for cost in by_architecture.values()) <= MAX_REGISTERS, kernel
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 @pytest.mark.parametrize("kernel", cuda_resources.LIMITS)
@@ -87,6 +91,7 @@ def test_instructions_per_pixel(kernel, capsys):
     assert all(loop.fp32 >= 88 for loop in loops.values())
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 def test_statistics_cost_little():
@@ -98,6 +103,7 @@ def test_statistics_cost_little():
     assert with_stats.instructions <= 1.04 * without.instructions
 
 
+@pytest.mark.deep
 @needs_nvcc
 @needs_cuobjdump
 def test_sm_100_has_packed_multiply_adds():
@@ -108,6 +114,7 @@ def test_sm_100_has_packed_multiply_adds():
         assert packed == (44 if architecture == 100 else 0)
 
 
+@pytest.mark.deep
 @needs_nvcc
 @pytest.mark.parametrize("gpu", cuda_resources.GPUS, ids=lambda gpu: gpu.name)
 def test_plan_knows_the_resident_blocks(costs, gpu):
@@ -126,7 +133,7 @@ def test_a_warning_is_an_error(tmp_path):
     source = tmp_path / "warned.cu"
     source.write_text("__global__ void kernel(int* out) { int unused; *out = 1; }")
     with pytest.raises(RuntimeError, match="unused"):
-        cuda_resources.compile_all([source], tmp_path)
+        cuda_resources.compile_all([source])
 
 
 @needs_nvcc
@@ -145,7 +152,7 @@ def test_spills_are_seen(tmp_path):
         }
         """
     )
-    cuda_resources.compile_all([source], tmp_path)
-    costs = cuda_resources.parse_log((tmp_path / "spilling.log").read_text())
+    log = cuda_resources.compile_all([source])["spilling"].with_suffix(".log")
+    costs = cuda_resources.parse_log(log.read_text())
     assert {architecture for _, architecture in costs} == set(cuda_resources.ARCHITECTURES)
     assert all(cost.registers <= 64 and cost.spills > 0 and cost.stack > 0 for cost in costs.values())

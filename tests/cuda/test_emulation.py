@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,14 +186,27 @@ def _run(prefix, program, cases):
     return subprocess.run([*prefix, str(program), cases], env=environment, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.parametrize(("sanitizer", "cases"), [("memory", "all"), ("races", "small")])
-def test_sanitizers_find_nothing(sanitizer, cases, tmp_path):
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    ("sanitizer", "cases", "architecture"), [("memory", "all", 90), ("races", "small", 80), ("races", "small", 90)]
+)
+def test_sanitizers_find_nothing(sanitizer, cases, architecture, tmp_path):
     """AddressSanitizer and UBSan over every dtype, padding, window, layout and tail; ThreadSanitizer over a few small images."""
     prefix = _runner(sanitizer, tmp_path)
-    program = build.driver(sanitizer, folder=build.BUILD / sanitizer, float32_only=sanitizer == "races")
+    program = build.driver(sanitizer, float32_only=sanitizer == "races", architecture=architecture)
     result = _run(prefix, program, cases)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(" cases\n")
+
+
+def test_architectures_agree_to_the_bit():
+    """Squares before they are stored (sm_80) and after they are loaded (sm_90)."""
+    outputs = []
+    for architecture in (80, 90):
+        program = build.driver("none", float32_only=True, architecture=architecture)
+        outputs.append(_run([], program, "all").stdout)
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("checksum ")
 
 
 # name: checker, file, what stands there, what the bug makes of it, what the checker says
@@ -315,28 +327,23 @@ PLANTS = {
 }
 
 
-def _planted(plant):
-    """A copy of csrc with the bug in it, in a folder that is kept: files are written only if they change, for ninja's sake."""
+def _planted(plant, folder):
+    """The driver with the bug in it."""
     sanitizer, file, before, after, _ = PLANTS[plant]
-    folder = build.BUILD / "planted" / plant.replace(" ", "-")
-    for source in filter(Path.is_file, build.CSRC.rglob("*")):
-        copy = folder / "csrc" / source.relative_to(build.CSRC)
-        text = source.read_text()
-        if source.name == file:
-            assert text.count(before) == 1, f"{file} has changed: plant this bug in another way"
-            text = text.replace(before, after)
-        if not copy.exists() or copy.read_text() != text:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text)
-    return build.driver(sanitizer, folder=folder, csrc=folder / "csrc", float32_only=True)
+    shutil.copytree(build.CSRC, folder / "csrc")
+    (source,) = (folder / "csrc").rglob(file)
+    assert source.read_text().count(before) == 1, f"{file} has changed: plant this bug in another way"
+    source.write_text(source.read_text().replace(before, after))
+    return build.driver(sanitizer, csrc=folder / "csrc", float32_only=True)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("plant", PLANTS)
 def test_planted_bugs_are_found(plant, tmp_path):
     """Each checker, shown the bug that it is for."""
     sanitizer, *_, complaint = PLANTS[plant]
     prefix = _runner(sanitizer, tmp_path)
-    result = _run(prefix, _planted(plant), "all" if sanitizer == "memory" else "small")
+    result = _run(prefix, _planted(plant, tmp_path), "all" if sanitizer == "memory" else "small")
     assert result.returncode != 0, "the planted bug was not found"
     assert complaint in result.stderr
 

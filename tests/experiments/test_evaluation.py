@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 pytest.importorskip("lightning", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
@@ -18,7 +19,7 @@ import evaluate_sr
 import report_sr
 from helpers.experiments import photograph, save, shrunken, train
 from networks import build
-from training import images
+from training import figures, images
 from training.loop import CHECKPOINT, load_checkpoint
 
 
@@ -158,3 +159,22 @@ def test_report_refuses_different_runs(folder, tmp_path):
         report_sr.main(["--run", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="expected different ones"):
         report_sr.main(["--run", str(tmp_path / "a"), str(tmp_path / "a"), "--out", str(tmp_path / "out")])
+
+
+def test_an_arm_looks_the_same_in_every_figure(monkeypatch, tmp_path):
+    """Whatever it is compared with; and no two arms of the experiment look alike."""
+    drawn = {}
+
+    def record(figure, path):
+        axis = figure.axes[0]
+        looks = {line.get_label(): (to_hex(line.get_color()), line.get_linestyle()) for line in axis.lines[:-1]}
+        for arm, look in looks.items():
+            assert drawn.setdefault(arm, look) == look
+        assert to_hex(axis.collections[0].get_facecolor()[0]) == looks[axis.lines[0].get_label()][0]
+
+    monkeypatch.setattr(figures, "save", record)
+    arms = ["plain", "pspl", "pspl:1/10", "pspl:1/3", "pspl:1", "scale:1/3", "scale:1", "attention:1/3"]
+    for compared in (arms, ["plain", "pspl:1", "scale:1"], ["plain", "pspl:1/3"]):
+        curves = {arm: np.full((2, 3), 28.0) + index for index, arm in enumerate(compared)}
+        figures.convergence(np.arange(3), curves, 27.0, "", tmp_path / "convergence.png")
+    assert len(set(drawn.values())) == len(arms)

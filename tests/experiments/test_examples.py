@@ -26,7 +26,7 @@ def test_minimal_loop(capsys):
     import minimal
 
     criterion = minimal.main(iterations=20)
-    assert criterion.iteration == 20
+    assert criterion.iteration == criterion.total_iterations == 20
     assert criterion.step == pytest.approx(60)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
@@ -40,5 +40,5 @@ def test_lightning():
     import with_lightning
 
     module = with_lightning.main(iterations=4, logger=False, enable_checkpointing=False, accelerator="cpu")
-    assert module.criterion.iteration == 4
+    assert module.criterion.iteration == module.criterion.total_iterations == 4
     assert module.criterion.step == pytest.approx(60)

@@ -21,7 +21,7 @@ pytest.importorskip("tensorboard", reason="experiments/ needs pip install 'pspl_
 import train_sr
 from helpers.experiments import ROOT, arguments, settings_of, train
 from networks import NETWORKS, build
-from pspl_cuda import attention_map, pspl_loss
+from pspl_cuda import PSPLLoss, attention_map, pspl_loss
 from training.loop import CHECKPOINT, METRICS, Run, load_checkpoint, make_fabric
 from training.losses import PLAIN, Arm, Criterion
 
@@ -137,7 +137,9 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
     out = tmp_path / "run"
     options = ["--iterations", "1000000", "--validate-every", "2", "--workers", "1"]
     command = [sys.executable, str(ROOT / "experiments" / "train_sr.py"), *arguments(folder, out, *options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to SIGINT, and their processes inherit that.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **hears)
     try:
         end = time.monotonic() + 120
         while not (out / CHECKPOINT).exists():
@@ -145,7 +147,7 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == train_sr.INTERRUPTED, errors
@@ -223,6 +225,7 @@ def test_low_precision_keeps_the_image(folder, tmp_path):
     torch.testing.assert_close(trained.model(lr), enlarged)
 
 
+@pytest.mark.deep
 def test_compile(folder, tmp_path):
     """The same run, and its checkpoint has the network's own names."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
@@ -274,6 +277,15 @@ def test_schedules():
     assert Arm.parse("pspl:1/3").step(100, 300) == 20
     lowest, highest = attention_map(*(torch.tensor([1.0, x]).repeat(1, 1, 12, 6) for x in (0.0, 1.0)), 20.0).aminmax()
     assert 1 <= highest / lowest <= 1.011
+
+
+@pytest.mark.parametrize("total", [7200, 2400, 500, 7])
+def test_total_iterations_is_the_schedule_over_a_third(total):
+    """What the experiment recommends is what PSPLLoss does."""
+    loss = PSPLLoss(total_iterations=total)
+    for iteration in (1, total // 3, total - 1, total, 2 * total):
+        loss.iteration = iteration
+        assert loss.step == pytest.approx(Arm.parse("pspl:1/3").step(iteration, total), rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", list(PLAIN))

@@ -24,6 +24,10 @@ SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
 # range, the squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
 # 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
 FAR_FROM_PIVOT = 5e-5
+# A window of about one pixel (sigma below 0.5) averages no rounding of the strip kernel's squares: at worst the products, the two
+# weighted sums of the squares and those of the means, twice in their square, leave 8 roundings of 2^-24 of the squared distance
+# from the pivot in the variance; divided by 4 C2 as above, per L^2 of it.
+NARROW_WINDOW = 8 * 2.0**-24 / (4 * 0.03**2)
 # At delta = 1 the attention changes by up to 4 times what M_s does. The average error of M_s over an image is a quarter of
 # the largest, in one direction because a variance is clamped at 0; the error in the L2 norm is half of the largest. As multiples
 # of the two budgets.
@@ -42,7 +46,7 @@ GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 UNDERFLOW = {torch.float32: 2.0**-150, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-134}
 
-# exp() of a float32 may flush what is smaller than the smallest normal number.
+# exp() may return 0 for what is smaller than the smallest normal number, a little more than which this is.
 TINY = {torch.float32: 2e-38, torch.float64: 1e-307}
 
 
@@ -52,11 +56,14 @@ def compute_dtype(*images: torch.Tensor) -> torch.dtype:
 
 
 def growth(delta: float, mu: float = -1.0, distance: str = "l1") -> float:
-    """How much more than at delta = 1 an error in M_s and delta weighs in the loss; at least 1."""
+    """How much larger than at delta = 1 the error of the loss may be; at least 1."""
     if math.isinf(delta) or delta == 0:
         return 1.0
     exponent = max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
-    return max(1.0, exponent / 4) * (1 if distance == "l1" else 2)
+    # The roundings of alpha, step and their product count twice in the exponent, and are the same at every pixel.
+    rounded = 0.0 if float(np.float32(delta)) == delta else 2 * 3 * ROUNDING[torch.float32]
+    error = exponent * (LOSS[torch.float32] / 4 + rounded)
+    return max(1.0, error / LOSS[torch.float32]) * (1 if distance == "l1" else 2)
 
 
 def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:
@@ -64,10 +71,12 @@ def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float
     return FAR_FROM_PIVOT if far_from_pivot and dtype == torch.float32 else SIMILARITY[dtype]
 
 
-def assert_similarity(actual: torch.Tensor, expected: np.ndarray, far_from_pivot: bool = False) -> None:
+def assert_similarity(
+    actual: torch.Tensor, expected: np.ndarray, far_from_pivot: bool = False, budget: float | None = None
+) -> None:
     """The similarity map is within its budget at every pixel, NaN exactly where the oracle has NaN."""
     worst = _worst(np.abs(_same_nan(actual, expected) - expected))
-    budget = similarity_budget(actual.dtype, far_from_pivot)
+    budget = budget or similarity_budget(actual.dtype, far_from_pivot)
     assert worst <= budget, f"M_s is off by {worst:.3g}, allowed {budget:.3g}"
 
 
@@ -82,7 +91,7 @@ def assert_attention(
     # 8 units in the last place of the exponent, and of the result.
     eps = torch.finfo(actual.dtype).eps
     exponent = np.zeros_like(similarity) if delta == 0 else ((similarity - mu) / delta) ** 2
-    low = low * (1 - np.minimum(1, 8 * eps * (1 + exponent)))
+    low = low * (1 - np.minimum(1, 8 * eps * (1 + exponent))) - gamma * TINY[actual.dtype]
     high = high * (1 + 8 * eps * (1 + exponent)) + gamma * TINY[actual.dtype]
     value = _same_nan(actual, similarity)
     outside = _worst(np.maximum(low - value, value - high))

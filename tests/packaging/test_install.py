@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import pspl_cuda
-from pspl_cuda import _library
+from pspl_cuda import _library, functional, reference
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SOURCES = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
@@ -282,6 +281,43 @@ def test_cxx_compiler_is_tried(build_tools, tmp_path, monkeypatch):
 
 
 @NEEDS_SOURCES
+def test_a_compiler_without_vector_types_builds_cuda_kernels_only(build_tools, tmp_path, monkeypatch, capsys):
+    """MSVC compiles standard C++; the CPU kernels need more."""
+    script = """case "$*" in *-std=*) exit 1 ;; esac
+        if grep -q vector_size trial.cpp; then echo "error C2065: vector_size"; exit 1; fi"""
+    cl = program(tmp_path / "bin" / "cl", script)
+    monkeypatch.setenv("CXX", cl)
+    assert build_tools.compilers.why_no_cxx(windows=True) is None
+    reason = build_tools.compilers.why_no_vectors(windows=True)
+    assert reason == (
+        f"the C++ compiler {cl} lacks the vector types of g++ and clang (error C2065: vector_size): the CPU kernels need "
+        "g++ 11 or clang 14 or later; set CXX to one and reinstall"
+    )
+    home = fake_toolkit(tmp_path / "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(build_tools.compilers, "why_no_cxx", lambda: None)
+    monkeypatch.setattr(build_tools.compilers, "why_no_vectors", lambda: reason)
+    decision = build_tools.decisions.decide(fake_torch(build_tools))
+    assert (decision.why_no_cpu, decision.why_no_cuda) == (reason, None)
+    assert "CUDA kernels: yes" in capsys.readouterr().err
+
+
+@NEEDS_SOURCES
+def test_flags_for_msvc(build_tools):
+    """cl.exe and the nvcc that calls it get no flag of g++."""
+    flags = build_tools.compilers.compile_flags(windows=True)
+    assert flags["cxx"][0] == "/O2"
+    assert all(flag.startswith("/") for flag in flags["cxx"])
+    # nvcc's own options are the same on every system; cl's follow -Xcompiler.
+    passed = [flag for before, flag in zip(flags["nvcc"], flags["nvcc"][1:], strict=False) if before == "-Xcompiler"]
+    assert passed == flags["cxx"][1:]
+    assert [flag for flag in flags["nvcc"] if flag not in passed] == ["-O3", *["-Xcompiler"] * len(passed)]
+    assert not any(
+        flag.startswith("/") for kind in build_tools.compilers.compile_flags(windows=False).values() for flag in kind
+    )
+
+
+@NEEDS_SOURCES
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_this_cxx_compiler_passes_its_trial(build_tools):
     assert build_tools.compilers.why_no_cxx() is None
@@ -521,12 +557,13 @@ def test_architecture_is_compared_with_the_gpu(architectures, capability, runs):
 @pytest.fixture
 def turing(monkeypatch):
     """A build for newer GPUs than the one here."""
-    monkeypatch.setitem(_library._reasons, "cuda", None)
+    monkeypatch.setitem(_library.reasons, "cuda", None)
     monkeypatch.setattr(_library, "_BUILD", {"_cuda": {"toolkit": "13.0", "architectures": ["8.0", "9.0"]}})
-    monkeypatch.setattr(_library, "_gpu_reasons", {})
-    monkeypatch.setattr(_library, "_warned", set())
+    _library.gpu_reason.cache_clear()
+    monkeypatch.setattr(functional, "_warned", set())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    return torch.device("cuda", 0)
+    yield torch.device("cuda", 0)
+    _library.gpu_reason.cache_clear()
 
 
 WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with TORCH_CUDA_ARCH_LIST=7.5."
@@ -534,9 +571,11 @@ WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with
 
 def test_gpu_without_its_architecture_falls_back_with_the_remedy(turing):
     with pytest.warns(UserWarning, match=re.escape(WRONG_GPU)):
-        assert _library.choose_backend("auto", turing) == "reference"
-    with pytest.raises(RuntimeError, match="does not run on cuda:0: " + re.escape(WRONG_GPU)):
-        _library.choose_backend("cuda", turing)
+        assert functional.choose_backend("auto", turing) is reference
+    with pytest.raises(
+        RuntimeError, match="backend is 'cuda', but the cuda kernel is not available: " + re.escape(WRONG_GPU)
+    ):
+        functional.choose_backend("cuda", turing)
 
 
 def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
@@ -605,8 +644,8 @@ def images():
 
 def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
     """users.md: a missing or broken extension must fall back with one clear warning."""
-    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
-    monkeypatch.setattr(_library, "_warned", set())
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setattr(functional, "_warned", set())
     monkeypatch.delenv("PSPL_BACKEND", raising=False)
     sr, hr = images()
     expected = pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference")
@@ -619,7 +658,7 @@ def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
 
 
 def test_explicit_backend_never_falls_back(monkeypatch):
-    monkeypatch.setitem(_library._reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
     sr, hr = images()
     with pytest.raises(RuntimeError, match="it was left out by this test"):
         pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cpu")
@@ -627,7 +666,7 @@ def test_explicit_backend_never_falls_back(monkeypatch):
 
 def test_environment_variable_replaces_auto(monkeypatch, recwarn):
     monkeypatch.setenv("PSPL_BACKEND", "reference")
-    monkeypatch.setattr(_library, "_warned", set())
+    monkeypatch.setattr(functional, "_warned", set())
     sr, hr = images()
     assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"))
     assert not [warning for warning in recwarn if "pspl_cuda" in str(warning.message)]
@@ -640,7 +679,10 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     """After ``pip install .``, Python started in the source folder imports the sources, which hold no kernels."""
     if not pspl_cuda.backend_info()["cpu"]["available"]:
         pytest.skip("the CPU kernel is not built")
-    if not Path(str(distribution("pspl_cuda").locate_file("pspl_cuda"))).exists():
+    # In isolated mode, so that the source folder's own metadata is not found.
+    code = "from importlib.metadata import distribution; print(distribution('pspl_cuda').locate_file('pspl_cuda'))"
+    installed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    if not Path(installed.strip()).exists():
         pytest.skip("installed in editable mode: source and installed package are one")
     copy = tmp_path / "pspl_cuda"
     copy.mkdir()

@@ -22,9 +22,19 @@ def test_pre_commit_has_the_linters_at_the_same_versions():
     assert hooks <= set(re.findall(r'"(.+?)"', pinned))
 
 
-def test_citation_has_the_version():
+def test_version_is_repeated_correctly():
     version = re.search(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE).group(1)
     assert f"\nversion: {version}\n" in read("CITATION.cff")
+    assert f"  version = {{{version}}},\n" in read("README.md")
+    assert re.search(rf"^## ({re.escape(version)}|Unreleased)\b", read("CHANGELOG.md"), re.MULTILINE)
+
+
+def test_ci_installs_the_tools_of_the_deep_session():
+    tools = set(
+        re.findall(r'"(.+?)"', re.search(r"^DEEP_TOOLS = \((.+)\)$", read("noxfile.py"), re.MULTILINE).group(1))
+    )
+    (line,) = re.findall(r"^pip install --quiet (clang-tidy.*)$", read(".ci/run"), re.MULTILINE)
+    assert set(line.replace('"', "").split()) == tools
 
 
 def test_wheels_are_built_with_one_torch():

@@ -9,7 +9,6 @@ nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
@@ -17,14 +16,19 @@ import shutil
 import site
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # pytest has it from pyproject.toml
+
+from helpers import compiled
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 EMULATION = ROOT / "tests" / "cuda" / "emulation"
-BUILD = EMULATION / "build" / "nvcc"
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # torch's own flags, without torch on the include path: kernels do not use it.
@@ -33,7 +37,6 @@ FLAGS = (
     "-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ "
     "-D__CUDA_NO_HALF2_OPERATORS__"
 )
-PROCESSES = 2
 
 # The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES.
 LIMITS = {
@@ -60,39 +63,18 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))
 
 
-def _ninja() -> str:
-    try:
-        import ninja
-    except ImportError:
-        return "ninja"
-    return str(Path(ninja.BIN_DIR) / "ninja")
+def compile_all(sources: list[Path] | None = None) -> dict[str, Path]:
+    """Compile every .cu file for every architecture, unless helpers/compiled.py has the result, and return the objects by name.
 
-
-def compile_all(sources: list[Path] | None = None, folder: Path = BUILD) -> dict[str, Path]:
-    """Compile every .cu file for every architecture, those that have changed, and return the objects by name.
-
-    The output of ptxas is beside each object, in ``<name>.log``. Raises RuntimeError with nvcc's output if there are errors or
-    warnings.
+    The output of ptxas is beside each object, with the suffix ``.log``. Raises RuntimeError with nvcc's output if there are
+    errors or warnings.
     """
     sources = sources or sorted((CSRC / "cuda").rglob("*.cu"))
-    architectures = " ".join(f"-gencode arch=compute_{n},code=sm_{n}" for n in ARCHITECTURES)
-    nvcc = f"{find_tool('nvcc')} {FLAGS} {architectures}"
-    lines = [
-        "rule nvcc",
-        f"  command = {nvcc} -MD -MF $out.d -c $in -o $out > $log 2>&1 || (cat $log; exit 1)",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        *(f"build {s.stem}.o: nvcc {s}\n  log = {s.stem}.log" for s in sources),
-        "",
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several pytest runs may want it at once
-        (folder / "build.ninja").write_text("\n".join(lines))
-        result = subprocess.run([_ninja(), "-C", folder, "-j", str(PROCESSES)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"nvcc does not accept the kernels:\n{result.stdout[-6000:]}")
-    return {s.stem: folder / f"{s.stem}.o" for s in sources}
+    architectures = [part for n in ARCHITECTURES for part in ("-gencode", f"arch=compute_{n},code=sm_{n}")]
+    try:
+        return compiled.compile_sources([find_tool("nvcc")], [*FLAGS.split(), *architectures], sources)
+    except compiled.CompileError as error:
+        raise RuntimeError(f"nvcc does not accept the kernels:\n{error}") from None
 
 
 # ---------------------------------------------------------------- registers, stack, spills
@@ -167,12 +149,13 @@ def shared_bytes(architecture: int) -> dict[str, int]:
     lines = [f'std::printf("%zu\\n", sizeof({type_}));' for type_ in sizes.values()]
     headers = "".join(f"#include {name}\n" for name in ("<cstdio>", '"strip_forward.cuh"', '"generic_forward.cuh"'))
     source = headers + "using namespace pspl::cuda; int main() {" + "".join(lines) + "}"
-    program = BUILD / "shared_bytes"
     shim = EMULATION / "cuda_shim.h"
     command = ["g++", "-std=c++17", "-include", shim, "-isystem", EMULATION / "toolkit", "-I", CSRC / "cuda"]
-    command += [f"-DPSPL_EMULATED_ARCHITECTURE={architecture}", "-x", "c++", "-", "-o", program]
-    subprocess.run(command, input=source, text=True, check=True)
-    output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "shared_bytes")
+        command += [f"-DPSPL_EMULATED_ARCHITECTURE={architecture}", "-x", "c++", "-", "-o", program]
+        subprocess.run(command, input=source, text=True, check=True)
+        output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     return dict(zip(sizes, map(int, output.split()), strict=True))
 
 

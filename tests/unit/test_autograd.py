@@ -146,13 +146,11 @@ def test_retain_graph(backend, distance):
 @pytest.mark.parametrize("wanted", ["sr", "hr", "both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_last_backward_reuses_the_saved_gradient(backend, dtype, wanted, reduction):
+def test_last_backward_reuses_the_saved_gradient(fused, dtype, wanted, reduction):
     """The gradient takes the saved gradient's memory only in the last backward pass, and has the same bits."""
-    if not backend.fused:
-        pytest.skip("the reference leaves it to autograd")
-    sr, hr = distinct_pair((1, 2, 9, 10), dtype, backend.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     inputs = {"sr": [leaf_copy(sr)], "hr": [leaf_copy(hr)], "both": [leaf_copy(sr), leaf_copy(hr)]}[wanted]
-    loss = backend.pspl_loss(
+    loss = fused.pspl_loss(
         *{"sr": (*inputs, hr), "hr": (sr, *inputs), "both": inputs}[wanted], 1.0, reduction=reduction
     )
     saved_gradient = loss.grad_fn.saved_tensors[0]
@@ -200,7 +198,7 @@ def test_same_tensor_twice(backend):
 # ---------------------------------------------------------------- float16
 
 
-@pytest.mark.heavy
+@pytest.mark.not_on("emulated")  # too slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_loss_scale(backend, dtype):
     """1 / n of a large batch underflows in float16. With GradScaler's factor the gradient must come out whole: what is

@@ -14,7 +14,7 @@ from helpers import oracle, tolerances
 from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_pair
 
 INF = math.inf
-heavy = pytest.mark.heavy
+heavy = pytest.mark.not_on("emulated")  # too slow
 
 
 # ---------------------------------------------------------------- shapes and keywords
@@ -496,8 +496,9 @@ def test_images_of_a_batch_do_not_see_each_other(backend):
 
 
 @heavy
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])
-@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+@pytest.mark.parametrize("padding", ["zeros", pytest.param("reflect", marks=pytest.mark.deep)])
 def test_large(backend, padding, layout):
     """Many tiles, with prime sizes: sums over a million pixels keep the budget."""
     sr, hr = (LAYOUTS[layout](x) for x in smooth_pair((1, 3, 577, 613), device=backend.device))

@@ -4,8 +4,10 @@ No time is asserted.
 """
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import pspl_cuda
 from benchmarks import __main__ as command
 from benchmarks import check, implementations, machine, memory, report, timing
-from benchmarks.cases import OTHERS, SIZES, Case, images, select
+from benchmarks.cases import MIXED, OTHERS, PATCHES, SIZES, Case, images, select
 from benchmarks.implementations import BUDGET, Implementation, Tolerance, textbook
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,7 @@ def inject(monkeypatch, key, **changes):
     )
 
 
+@pytest.mark.deep
 def test_the_command_writes_rows_a_table_and_pictures(tmp_path):
     command_line = f"-m benchmarks --quick --device cpu --sizes {SIZE} --seconds 0.2 --out".split()
     result = subprocess.run(
@@ -60,11 +63,18 @@ def test_the_command_writes_rows_a_table_and_pictures(tmp_path):
     rows = json.loads(path.read_text())
     names = {row["impl"] for row in rows}
     # Implementations that are not measured are listed too.
-    assert {"nn.L1Loss", "PSPL fused", "PSPL reference, eager", "official formula, eager"} <= names
+    assert {
+        "nn.L1Loss",
+        "nn.L1Loss, torch.compile",
+        "PSPL fused",
+        "PSPL reference, eager",
+        "official formula, eager",
+    } <= names
     assert all(any(peer.distribution in name for name in names) for peer in implementations.PEERS.values())
     timed = [row for row in rows if row["median_ms"] is not None]
     assert {(row["impl"], row["phase"]) for row in timed if row["impl"] == "PSPL fused"} == {
         ("PSPL fused", "forward"),
+        ("PSPL fused", "backward"),
         ("PSPL fused", "forward_backward"),
     }
     for row in timed:
@@ -72,7 +82,6 @@ def test_the_command_writes_rows_a_table_and_pictures(tmp_path):
         assert (row["dtype"], row["layout"]) == ("float32", "contiguous")
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["samples"] >= timing.MIN_ROUNDS
-        assert row["floor_fraction"] >= 0
         assert row["torch"] == torch.__version__
         assert row["skipped"] is None
     for row in rows:
@@ -155,7 +164,7 @@ def test_missing_and_broken_peers_are_reported(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("key", implementations.KEYS)
 def test_implementations_are_accurate(key):
-    if key == "compile":
+    if key.endswith("compile"):
         pytest.skip("compiled by test_the_command_writes_rows_a_table_and_pictures")
     try:
         implementation = implementations.make(key, CPU)
@@ -167,7 +176,7 @@ def test_implementations_are_accurate(key):
     assert sr.grad is None
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", MIXED])
 @pytest.mark.parametrize("key", ["l1", "fused", "reference"])
 def test_16_bit_is_as_accurate_but_for_one_rounding(key, dtype):
     implementation = implementations.make(key, CPU)
@@ -185,6 +194,96 @@ def test_redraws_from_the_rows_alone(quick, tmp_path):
     assert command.main(["--from", str(again)]) == 0
     assert again.with_suffix(".md").read_text() == first.with_suffix(".md").read_text()
     assert {path.name for path in again.parent.iterdir()} == {path.name for path in first.parent.iterdir()}
+
+
+CASES = [
+    Case((2, 3, 20, 24)),
+    Case((2, 3, 20, 24), MIXED, "channels_last"),
+    Case((2, 3, 20, 24), threads=1),
+    Case((2, 3, 20, 24), training=True),
+]
+
+
+def test_rows_of_mixed_dtypes_threads_and_training_steps(quick, monkeypatch, tmp_path):
+    """Each is measured as what it is, has a table of its own, and the calls of a case of one thread have one thread."""
+    threads = torch.get_num_threads()
+    seen = {}
+
+    def record(sr, hr):
+        seen.setdefault((sr.dtype, hr.dtype, sr.is_leaf), set()).add(torch.get_num_threads())
+        return (sr - hr).abs().mean()
+
+    inject(monkeypatch, "l1", loss=record, name="nn.L1Loss")
+    monkeypatch.setattr(command, "select", lambda *_: CASES)
+    code, rows = run(tmp_path, "--impl", "l1", "fused")
+    assert code == 0
+    assert torch.get_num_threads() == threads
+    leaf, output = (torch.float32, torch.float32, True), (torch.float32, torch.float32, False)
+    assert seen == {leaf: {1, threads}, (torch.bfloat16, torch.float32, True): {threads}, output: {threads}}
+    phases = [{row["phase"] for row in rows if report.case_of(row) == case} for case in CASES]
+    assert phases == [{"forward", "backward", "forward_backward"}] * 3 + [{"forward_backward"}]
+    document = next(tmp_path.glob("*.md")).read_text()
+    for title in (
+        "float32, contiguous, 1 thread",
+        "bfloat16+float32, channels_last",
+        "float32, contiguous, training step",
+    ):
+        assert f"## 2x3x20x24, {title}\n" in document
+
+
+def test_backward_alone_is_without_forward():
+    """What prepares a call is not in its time."""
+    clock = timing.Clock(CPU)
+    order = []
+    assert clock.milliseconds(lambda: order.append("call"), lambda: order.append(time.sleep(0.05))) < 50
+    assert order == [None, "call"]
+
+
+def test_training_step_trains():
+    case = Case((2, 3, 16, 20))
+    sr, hr = images(case, CPU)
+    losses = []
+
+    def loss(sr, hr):
+        losses.append((sr - hr).square().mean())
+        return losses[-1]
+
+    step = implementations.training_step(loss, sr, hr, 4)
+    for _ in range(60):
+        step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert sr.grad is None
+
+
+@pytest.mark.parametrize(
+    "case", [Case((1, 1, 8, 8)), Case((1, 1, 8, 8), MIXED), Case((1, 1, 8, 8), "bfloat16")], ids=str
+)
+def test_memory_floor(case):
+    """Both images are read, and the gradient is written in sr's dtype. Backward moves nothing more."""
+    sr, hr = images(case, CPU)
+    expected = 64 * (2 * sr.element_size() + hr.element_size())
+    assert case.floor_bytes == expected
+    row = {"shape": case.shape, "dtype": case.dtype, "layout": case.layout, "copy_gb_s": 2.0}
+    assert report._floor_ms(row) == pytest.approx(expected / 2e6)
+
+
+def test_readme_has_the_numbers_of_the_results(tmp_path):
+    """The table between the two comments is made from the rows in the repository."""
+    page = tmp_path / "README.md"
+    page.write_text((ROOT / "README.md").read_text())
+    assert command.main(["--from", str(_copied(ROOT / README_ROWS, tmp_path)), "--readme", str(page)]) == 0
+    assert page.read_text() == (ROOT / "README.md").read_text()
+    assert "| 16x3x192x192 |" in page.read_text()
+    page.write_text("no comments")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        command.main(["--from", str(tmp_path / Path(README_ROWS).name), "--readme", str(page)])
+
+
+README_ROWS = "benchmarks/results/amd-epyc-2-threads.json"
+
+
+def _copied(path, folder):
+    return Path(shutil.copy(path, folder))
 
 
 def test_the_results_in_the_repository_are_made_from_their_rows():
@@ -226,8 +325,8 @@ def test_an_interrupt_keeps_the_rows(quick, monkeypatch, tmp_path, capsys):
     assert code == 130
     printed = capsys.readouterr().err
     assert "Interrupted." in printed
-    assert "8 timed rows in" in printed
-    assert [tuple(row["shape"][2:]) for row in rows] == [(20, 24)] * 4 + [(30, 30)] * 4
+    assert "10 timed rows in" in printed
+    assert [tuple(row["shape"][2:]) for row in rows] == [(20, 24)] * 5 + [(30, 30)] * 5
     assert "## 1x3x30x30" in next(tmp_path.glob("*.md")).read_text()
 
 
@@ -248,11 +347,11 @@ def test_fast_calls_are_repeated_within_a_round():
     class Fake:
         cuda = False
 
-        def milliseconds(self, call):
-            return call()
+        def milliseconds(self, call, prepare):
+            return call() + (prepare() if prepare else 0)
 
     times = {}
-    timing.interleave({"slow": lambda: 90.0, "fast": lambda: 1.0}, Fake(), 0, times)
+    timing.interleave({"slow": lambda: 80.0, "fast": lambda: 1.0}, Fake(), 0, times, {"slow": lambda: 10.0})
     assert times["slow"].warm == [90.0] * timing.MIN_ROUNDS
     assert times["fast"].warm == [1.0] * 8 * timing.MIN_ROUNDS
 
@@ -275,6 +374,7 @@ def test_percentiles_stay_within_the_samples():
     assert 1.0 <= p20 <= median == 2.0 <= p80 <= 30.0
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the high-water mark of memory can't be reset on this system"
 )
@@ -297,7 +397,10 @@ def test_cases(device_type):
     every = select(device_type, quick=False)
     assert len(every) == len(set(every))
     assert {case.shape for case in every if case.plain} == set(SIZES)
-    assert {(case.dtype, case.layout) for case in every if not case.plain} == set(OTHERS)
+    others = [case for case in every if not case.plain]
+    assert {(case.dtype, case.layout) for case in others if not (case.threads or case.training)} == set(OTHERS)
+    assert [case for case in others if case.training] == [Case(PATCHES, training=True)]
+    assert [case.shape for case in others if case.threads] == [PATCHES] * (device_type == "cpu")
     assert set(select(device_type, quick=True)) < set(every)
     assert {case.dtype for case in select(device_type, False, dtypes=["bfloat16"])} == {"bfloat16"}
     only = select(device_type, True, sizes=[(1, 3, 8, 8)], layouts=["channels_last"])

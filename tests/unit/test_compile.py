@@ -24,11 +24,10 @@ def compiled():
 @pytest.fixture
 def traceable(backend):
     """Backends that the compiler sees as the package's own."""
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
     return backend
 
 
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile(traceable, compiled, distance, reduction):
@@ -83,6 +82,7 @@ def test_compile_with_a_step_number(traceable, compiled):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.deep_on("reference")
 def test_compile_with_changing_shapes(traceable, compiled):
     """Validation images have many sizes: one more graph, with symbolic sizes."""
     function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
@@ -109,11 +109,10 @@ def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.not_on("reference")  # slow to compile, and without fake kernels
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_compile_with_inductor(traceable, distance):
     """The default compiler checks at run time that strides are what the fake kernels said."""
-    if not traceable.fused:
-        pytest.skip("slow to compile, and nothing here depends on it: the reference has no fake kernels")
     torch._dynamo.reset()
     sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
     sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
@@ -164,14 +163,18 @@ LOSSES = {
     "PSPLLoss": ({"iterations_per_step": 1}, torch.float32),
     "PSPLLoss, mixed, weighted sum": ({"distance": "l2", "reduction": "sum", "loss_weight": 0.5}, torch.bfloat16),
 }
+QUICK = ("function", "PSPLLoss, mixed, weighted sum")
+
+slow_reference = pytest.mark.not_on("reference")  # slow to compile; other tests have it
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("loss", LOSSES)
+@slow_reference
+@pytest.mark.parametrize("way", [way if way == "plain" else pytest.param(way, marks=pytest.mark.deep) for way in WAYS])
+@pytest.mark.parametrize(
+    "loss", [pytest.param(loss, marks=[] if loss in QUICK else pytest.mark.deep) for loss in LOSSES]
+)
 def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
-    if not traceable.fused:
-        pytest.skip("slow to compile; test_compile_with_changing_shapes has it")
     keywords, dtype = LOSSES[loss]
     if loss.startswith("PSPLLoss"):
         eager = PSPLLoss(**keywords, start_iteration=1, backend=traceable.name)
@@ -202,20 +205,22 @@ def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     assert counter.frame_count <= FEW
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("name", ["gamma", "data_range", "beta", "alpha", "sigma", "step"])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=[pytest.mark.deep, slow_reference])])
+@pytest.mark.parametrize(
+    "name",
+    ["gamma", *(pytest.param(n, marks=slow_reference) for n in ("data_range", "beta", "alpha", "sigma", "step"))],
+)
 def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
     """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a
-    constant of the graph, so each new value compiles again; the step does not."""
-    if not traceable.fused and (dynamic or name != "gamma"):
-        pytest.skip("slow to compile, and no different")
+    constant of the graph, so each new value compiles again; alpha, beta and the step become a tensor."""
+    is_input = name in ("alpha", "beta", "step")
     sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
 
     def loss(a, b, value):
         return traceable.pspl_loss(a, b, value) if name == "step" else traceable.pspl_loss(a, b, 1.0, **{name: value})
 
     function, counter = compiled(loss, dynamic=dynamic)
-    for i in range(6 if name == "step" else 3):
+    for i in range(6 if is_input else 3):
         results = []
         for run in (function, loss):
             a = leaf_copy(sr)
@@ -223,7 +228,15 @@ def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
             results.append((value.detach(), *torch.autograd.grad(value, a)))
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted, rtol=3e-6, atol=1e-8)
-    assert counter.frame_count <= (FEW if name == "step" else 4)
+    assert counter.frame_count <= (FEW if is_input else 4)
+
+
+def test_alpha_0_in_a_graph(traceable, compiled):
+    """The schedule is off whatever the step, as in eager mode: 0 * inf must not become NaN."""
+    sr, hr = smooth_pair((1, 1, 9, 9), device=traceable.device)
+    step = torch.tensor(float("inf"), device=traceable.device)
+    function, _ = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step, alpha=0.0, beta=0.7))
+    torch.testing.assert_close(function(sr, hr, step), traceable.pspl_loss(sr, hr, step, alpha=0.0, beta=0.7))
 
 
 @pytest.mark.parametrize("bad", [{"gamma": -1.0}, {"data_range": 0.0}], ids=str)

@@ -14,9 +14,10 @@ from helpers import backends
 CASES = {"oracle": 40, "autograd": 40, "nan": 40, "compile": 3}
 
 
+@pytest.mark.parametrize("factor", [1, pytest.param(10, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("name", CASES)
-def test_a_few_cases(name):
-    for case in range(CASES[name]):
+def test_a_few_cases(name, factor):
+    for case in range(CASES[name] * factor):
         try:
             fuzzers.FUZZERS[name](0, case)
         except Exception as error:

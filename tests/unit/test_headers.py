@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import include_paths
+
+from tools import cuda_resources
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.py").exists())
 CSRC = ROOT / "csrc"
@@ -62,16 +65,59 @@ def test_cpu_header_needs_no_macros(header):
     assert result.returncode == 0, result.stderr
 
 
+# The emulation's declarations of CUDA.
+SHIM = ("-include", f"{EMULATION}/cuda_shim.h", "-isystem", f"{EMULATION}/toolkit")
+CUDA_FLAGS = ("-std=c++20", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers", *SHIM)
+
+
 def parse_cuda(header: Path) -> subprocess.CompletedProcess:
-    """g++ with the emulation's declarations of CUDA."""
-    shim = ("-include", f"{EMULATION}/cuda_shim.h", "-isystem", f"{EMULATION}/toolkit")
-    return parse(header, "-std=c++20", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers", *shim)
+    return parse(header, "-pedantic-errors", *CUDA_FLAGS)
 
 
 @pytest.mark.parametrize("header", CUDA, ids=lambda header: header.name)
 def test_cuda_header_parses_alone(header):
     result = parse_cuda(header)
     assert result.returncode == 0, result.stderr
+
+
+def check_standard(compiler: str, flags: list, files: list[Path]) -> None:
+    """``files`` are standard C++20. cl.exe accepts nothing else, and builds all but csrc/cpu."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-fsyntax-only"]
+    result = subprocess.run([*command, *flags, "-x", "c++", *files], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+COMPILERS = ["g++", "clang++"]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_kernels_are_standard_cpp(compiler):
+    check_standard(compiler, ["-I", CSRC, *CUDA_FLAGS], sorted(CSRC.rglob("cuda/**/*.cu")))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("name", ["ops_cpu.cpp", "ops_cuda.cpp"])
+def test_bindings_are_standard_cpp(compiler, name):
+    flags = [part for folder in include_paths() for part in ("-isystem", folder)]
+    if name == "ops_cuda.cpp":
+        # nvcc may be a wrapper outside its toolkit.
+        homes = [
+            *Path("/usr/local").glob("cuda*"),
+            *Path(cuda_resources.find_tool("nvcc") or "").resolve().parents[1:2],
+        ]
+        headers = [home / "include" for home in homes if (home / "include" / "cuda_runtime_api.h").exists()]
+        if not headers:
+            pytest.skip("there is no CUDA toolkit")
+        flags += ["-isystem", headers[0], "-DUSE_CUDA"]
+    check_standard(compiler, flags, [CSRC / "bindings" / name])
+
+
+def test_an_extension_of_a_compiler_is_found(tmp_path):
+    (tmp_path / "extended.cpp").write_text("int sum(int n) { int values[n]; return sizeof(values); }")
+    with pytest.raises(AssertionError, match=r"variable.length"):
+        check_standard("g++", [], [tmp_path / "extended.cpp"])
 
 
 def test_a_cuda_header_that_lacks_an_include_is_found(tmp_path):

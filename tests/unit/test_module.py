@@ -7,6 +7,7 @@ import inspect
 import io
 import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -123,6 +124,74 @@ def test_given_step_leaves_the_count_alone(pair, step):
     assert torch.equal(loss(*pair, step=step), reference(*pair, 2.5))
     assert torch.equal(loss(*pair, step), reference(*pair, 2.5))
     assert loss.iteration == 1
+
+
+# ---------------------------------------------------------------- the schedule of a run of known length
+
+
+TOTAL = 12  # iterations; a third of them is 4, and one is 5 steps
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 2])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_total_iterations(pair, capturable, calls_per_iteration, compiled):
+    """Step 20 after a third of the run, 60 at its end, and growth beyond it."""
+    loss = PSPLLoss(total_iterations=TOTAL, calls_per_iteration=calls_per_iteration, capturable=capturable)
+    torch._dynamo.reset()
+    function = torch.compile(loss, backend="eager", fullgraph=True) if compiled else loss
+    for call in range((TOTAL + 1) * calls_per_iteration):
+        iteration = call // calls_per_iteration + 1
+        torch.testing.assert_close(function(*pair), reference(*pair, 5.0 * iteration), rtol=2e-6, atol=0)
+        assert loss.step == 5 * iteration == {4: 20, 12: 60}.get(iteration, loss.step)
+    assert loss.total_iterations == TOTAL
+    torch._dynamo.reset()
+
+
+def test_last_given_schedule_counts():
+    loss = PSPLLoss(total_iterations=600)
+    assert loss.iterations_per_step == 10
+    loss.iterations_per_step = 7
+    assert (loss.total_iterations, loss.iterations_per_step) == (None, 7)
+    loss.total_iterations = 1200
+    assert (loss.total_iterations, loss.iterations_per_step) == (1200, 20)
+    assert (PSPLLoss().total_iterations, PSPLLoss().iterations_per_step) == (None, 1000)
+
+
+@pytest.mark.parametrize("step", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
+def test_total_iterations_with_a_given_step(pair, step):
+    loss = PSPLLoss(total_iterations=600)
+    with pytest.raises(ValueError, match=r"total_iterations is 600 and step was given.*; expected one of them\. .*\.$"):
+        loss(*pair, step)
+    assert loss.iteration == 0
+    loss.iterations_per_step = 1000
+    assert torch.equal(loss(*pair, step), reference(*pair, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "loaded_with", "said"),
+    [
+        ({"total_iterations": 600}, {"total_iterations": 600}, None),
+        ({"total_iterations": 600}, {"total_iterations": 1200}, "total_iterations=600, .* has total_iterations=1200"),
+        ({}, {"total_iterations": 600}, "no total_iterations, .* has total_iterations=600"),
+        ({"total_iterations": 600}, {}, "total_iterations=600, .* has no total_iterations"),
+        ({"iterations_per_step": 5}, {"iterations_per_step": 7}, None),
+    ],
+    ids=str,
+)
+def test_resume_of_a_run_of_another_length(pair, saved_with, loaded_with, said):
+    """The iteration goes on, so the step changes at once: that is said."""
+    loss = PSPLLoss(**saved_with, start_iteration=99)
+    loss(*pair)
+    resumed = PSPLLoss(**loaded_with)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resumed.load_state_dict(_saved(loss.state_dict()))
+    assert [w.category for w in caught] == ([UserWarning] if said else [])
+    if said:
+        assert re.search(rf"{said}: at iteration 100 its step is now {resumed.step:g}\. .*\.$", str(caught[0].message))
+    assert resumed.iteration == 100
+    assert torch.equal(resumed(*pair), reference(*pair, 101 / resumed.iterations_per_step))
 
 
 BAD_CALLS = {
@@ -475,7 +544,21 @@ BROKEN_STATES = [
     *("text", None, 5, [5, 1, 1], {"calls": 1}),
     *(
         torch.tensor(x)
-        for x in (-1, 2**60, 1.5, 2.0, math.nan, math.inf, True, 1j, [], [1, 2], [5, 1, 2, 3], [[5, 1], [1, 1]])
+        for x in (
+            -1,
+            2**60,
+            1.5,
+            2.0,
+            math.nan,
+            math.inf,
+            True,
+            1j,
+            [],
+            [1, 2],
+            [5, 1, 2, -3],
+            [5, 1, 2, 0],
+            [5, 1, 2, 3, 4],
+        )
     ),
     # Of a count, iterations and calls that contradict each other.
     *(torch.tensor(x) for x in ([-1, 0, 1], [5, -1, 1], [5, 7, 2], [5, 0, 2], [5, 1, 0], [0, 3, 4], [2.0, 1.0, 1.0])),
@@ -550,12 +633,14 @@ def test_default_device_and_dtype(pair):
 COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": lambda loss: pickle.loads(pickle.dumps(loss))}
 
 
+@pytest.mark.parametrize("schedule", [{"iterations_per_step": 2}, {"total_iterations": 120}], ids=str)
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
-def test_copies(pair, duplicate):
+def test_copies(pair, duplicate, schedule):
     """A copy starts from the same count and goes its own way."""
-    loss = PSPLLoss(distance="l2", iterations_per_step=2, loss_weight=0.5)
+    loss = PSPLLoss(distance="l2", loss_weight=0.5, **schedule)
     loss(*pair)
     twin = duplicate(loss)
+    assert twin.total_iterations == loss.total_iterations
     assert twin.iteration == 1
     assert torch.equal(twin(*pair), 0.5 * reference(*pair, 1.0, distance="l2"))
     assert (twin.iteration, loss.iteration) == (2, 1)
@@ -633,6 +718,10 @@ def test_repr():
     for part in ("PSPLLoss(", "distance='l2'", "sigma=2.0", "loss_weight=0.1", "iteration=12", "500"):
         assert part in text
     assert "gamma" not in text
+    assert "total_iterations" not in text
+    text = repr(PSPLLoss(total_iterations=600, start_iteration=12))
+    assert "iteration=12, total_iterations=600" in text
+    assert "iterations_per_step" not in text
 
 
 @pytest.mark.parametrize(
@@ -642,7 +731,14 @@ def test_repr():
         ({"loss_weight": math.nan}, ValueError, ["loss_weight", "nan", "finite"]),
         ({"iterations_per_step": 0}, ValueError, ["iterations_per_step", "0", "above 0"]),
         ({"iterations_per_step": -5}, ValueError, ["iterations_per_step", "-5"]),
-        ({"iterations_per_step": None}, TypeError, ["iterations_per_step", "NoneType"]),
+        ({"iterations_per_step": "1e3"}, TypeError, ["iterations_per_step", "str"]),
+        ({"total_iterations": 0}, ValueError, ["total_iterations", "0", "at least 1"]),
+        ({"total_iterations": 1e5}, TypeError, ["total_iterations", "float", "integer"]),
+        (
+            {"total_iterations": 600, "iterations_per_step": 1000},
+            ValueError,
+            ["total_iterations is 600", "iterations_per_step was given", "one of them"],
+        ),
         ({"calls_per_iteration": 0}, ValueError, ["calls_per_iteration", "0", "at least 1"]),
         ({"calls_per_iteration": 1.5}, TypeError, ["calls_per_iteration", "float", "integer"]),
         ({"calls_per_iteration": True}, TypeError, ["calls_per_iteration", "bool", "integer"]),
@@ -665,6 +761,7 @@ def test_bad_keywords(keywords, kind, fragments):
 ASSIGNED = {
     **NOT_DEFAULT,
     **{"loss_weight": 0.5, "return_stats": True, "iterations_per_step": 500, "calls_per_iteration": 2},
+    "total_iterations": 60000 // 7,
 }
 
 
@@ -709,6 +806,8 @@ def test_assignment_under_compile(pair):
         ("window_size", 4),
         ("distance", None),
         ("calls_per_iteration", 0),
+        ("iterations_per_step", 0),
+        ("total_iterations", 0),
     ],
 )
 def test_bad_assignment_is_refused(name, value):
@@ -773,7 +872,7 @@ def test_capturable_keeps_its_memory(pair):
 @pytest.mark.parametrize("capturable", [False, True])
 def test_compiled_graph_of_capturable_is_on_one_device(capturable, monkeypatch):
     """Inductor skips CUDA graphs where a CPU tensor is in the graph. Traced with fake CUDA tensors: no GPU is needed."""
-    monkeypatch.setitem(_library._reasons, "cuda", None)
+    monkeypatch.setitem(_library.reasons, "cuda", None)
     devices = set()
 
     def record(graph, inputs):

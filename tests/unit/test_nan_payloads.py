@@ -5,6 +5,8 @@ The bits below the quiet bit are arbitrary: x.half().float() of a NaN sets them 
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -42,3 +44,17 @@ def test_every_nan_stays(backend, dtype, payload, bad_image):
         loss.backward()
         assert loss.isnan()
         assert leaf.grad.isnan().equal(hit), distance
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
+def test_nan_reaches_pixels_without_a_difference(backend, distance):
+    """Equal images with one NaN: every pixel of its windows has the gradient 0 * NaN."""
+    hr = torch.rand(1, 1, 30, 31, generator=torch.Generator().manual_seed(1)).to(backend.device)
+    sr = hr.clone()
+    sr[0, 0, 14, 15] = math.nan
+    hit = torch.zeros_like(sr, dtype=torch.bool)
+    hit[..., 9:20, 10:21] = True
+    leaf = sr.requires_grad_()
+    backend.pspl_loss(leaf, hr, 1.0, distance=distance).backward()
+    assert leaf.grad.isnan().equal(hit)
+    assert (leaf.grad[~hit] == 0).all()

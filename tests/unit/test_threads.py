@@ -169,7 +169,7 @@ def resident_bytes():
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("reference", marks=pytest.mark.deep)])
 def test_nothing_leaks(name):
     """10,000 training steps with all outputs on the kernel, 1,000 on the reference, and as many refused calls.
 

@@ -51,6 +51,36 @@ def test_checkpointed_network(backend, use_reentrant):
     assert_equal(*results)
 
 
+@pytest.mark.parametrize(
+    ("use_reentrant", "step", "iteration"), [(False, None, 1), (True, None, 2), (True, 0.001, 0), (False, 0.001, 0)]
+)
+def test_checkpointed_loss(backend, use_reentrant, step, iteration):
+    """A reentrant checkpoint of the module itself counts again in backward (docs/definition.md), unless step is passed."""
+    if backend.name == "emulated":
+        pytest.skip("PSPLLoss runs on the package's own backends")
+    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
+    criterion = PSPLLoss(backend=backend.name)
+    checkpoint(criterion, leaf_copy(sr), hr, step, use_reentrant=use_reentrant).backward()
+    assert criterion.iteration == iteration
+
+
+def test_traced_loss(backend):
+    """torch.jit.trace without its check, which traces again without gradients; step is an input of the program."""
+    if backend.name == "emulated":
+        pytest.skip("PSPLLoss runs on the package's own backends")
+    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
+    criterion = PSPLLoss(backend=backend.name)
+    traced = torch.jit.trace(criterion, (leaf_copy(sr), hr, torch.tensor(1.0)), check_trace=False)
+    for step in (1.0, 2.0):
+        results = []
+        for run in (traced, criterion):
+            image = leaf_copy(sr)
+            loss = run(image, hr, torch.tensor(step))
+            results += [(loss.detach(), *torch.autograd.grad(loss, image))]
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_save_on_cpu(backend, distance):
     """Saved tensors are packed and come back as others: their memory is not the gradient's own."""
@@ -98,10 +128,9 @@ def test_anomaly_mode_names_the_loss(fused):
         fused.pspl_loss(leaf_copy(sr), hr, 1.0).backward()
 
 
+@pytest.mark.not_on("emulated")  # bound by pybind11, which the compiler can't trace
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_compiled_autograd(backend, distance):
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which the compiler can't trace")
     torch._dynamo.reset()
 
     def compiled():
@@ -145,6 +174,7 @@ def _advanced(loss):
     return loss
 
 
+@pytest.mark.deep
 def test_uneven_inputs(tmp_path):
     """A process that runs out of batches joins the others' reductions; each counts its own calls."""
     torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2)
@@ -155,6 +185,7 @@ def test_uneven_inputs(tmp_path):
         assert weight.isfinite().all()
 
 
+@pytest.mark.deep
 def test_fully_sharded(tmp_path):
     """FSDP2 trains what one process does on the joint batch."""
     torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2)

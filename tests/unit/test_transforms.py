@@ -21,8 +21,6 @@ DISTANCES = ["l1", "l2", "charbonnier"]
 @pytest.fixture
 def dispatched(backend):
     """Backends that are operators of torch, or made of them."""
-    if backend.name == "emulated":
-        pytest.skip("the emulation is bound by pybind11, which torch can't record")
     return backend
 
 
@@ -63,7 +61,10 @@ def assert_same(got, wanted):
 
 # ---------------------------------------------------------------- export, jit.trace, make_fx
 
+slow_reference = pytest.mark.deep_on("reference")
 
+
+@slow_reference
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("with_grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_export(dispatched, keywords, with_grad, strict):
     assert_same(parameter_gradients(exported.module(), pair), parameter_gradients(module, pair))
 
 
+@slow_reference
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_export_for_other_sizes(dispatched, strict):
     module = NetworkAndLoss(dispatched).to(dispatched.device)
@@ -119,6 +121,7 @@ def test_jit_trace(dispatched, distance):
         assert torch.equal(a.grad, b.grad)
 
 
+@slow_reference
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_make_fx(dispatched, distance, mode):

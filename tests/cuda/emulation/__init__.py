@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from pspl_cuda import _ops
-from pspl_cuda._ops import compute_dtype
-from pspl_cuda.config import DEFAULTS, OUTPUTS, check_config, check_flag, check_images, check_step
+from pspl_cuda.config import DEFAULTS, OUTPUTS, check_config, check_flag, check_images, check_step, compute_dtype
 from pspl_cuda.stats import PSPLStats
 
 from . import build
@@ -83,37 +82,37 @@ def _image(tensor: torch.Tensor) -> dict:
     }
 
 
-def _forward(sr, hr, step, constants):
+def _forward(sr, hr, step_tensor, step, *arguments):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
+    constants = _ops.Constants(*arguments)
     dtype = compute_dtype(sr, hr)
-    output, gradient_dtype, with_stats = (constants[name] for name in ("output", "gradient_dtype", "with_stats"))
-    output = OUTPUTS[output]
+    output = OUTPUTS[constants.output]
     reduced = output in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
-    gradient = _poisoned(sr, gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
-    stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
-    is_tensor = isinstance(step, torch.Tensor)
-    weight = 1.0 if output == "attention" else constants["loss_weight"]
+    gradient = _poisoned(sr, constants.gradient_dtype) if constants.gradient_dtype else sr.new_empty(0, dtype=dtype)
+    stats = sr.new_full((4 if constants.with_stats else 0,), math.nan, dtype=dtype)
+    is_tensor = step_tensor is not None
+    weight = 1.0 if output == "attention" else constants.loss_weight
     params = {
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
-        "gradient": _image(gradient) if gradient_dtype else None,
+        "gradient": _image(gradient) if constants.gradient_dtype else None,
         "map": None if reduced else _image(result),
         **{
-            name: constants[name]
+            name: getattr(constants, name)
             for name in ("output", "padding", "distance", "sigma", "alpha", "beta", "gamma", "mu", "eps")
         },
-        "radius": constants["window_size"] // 2,
-        "twice_c1": 2 * constants["c1"],
-        "twice_c2": 2 * constants["c2"],
+        "radius": constants.window_size // 2,
+        "twice_c1": 2 * constants.c1,
+        "twice_c2": 2 * constants.c2,
         "scale": weight / sr.numel() if output == "mean" else weight,
-        "exponent": constants["gradient_exponent"],
+        "exponent": constants.gradient_exponent,
         "step": 0.0 if is_tensor else step,
-        "step_tensor": step.data_ptr() if is_tensor else 0,
-        "step_dtype": _DTYPES.index(step.dtype) if is_tensor else 0,
+        "step_tensor": step_tensor.data_ptr() if is_tensor else 0,
+        "step_dtype": _DTYPES.index(step_tensor.dtype) if is_tensor else 0,
         "loss": result.data_ptr() if reduced else 0,
-        "stats": stats.data_ptr() if with_stats else 0,
+        "stats": stats.data_ptr() if constants.with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
     needed = kernels.workspace_size(params)
@@ -148,8 +147,6 @@ def _backward(saved_gradient, grad_output, factor, dtype):
 
 def _backward_(saved_gradient, grad_output, factor):
     _run_backward(saved_gradient, saved_gradient, grad_output, factor)
-    torch.autograd.graph.increment_version(saved_gradient)
-    return saved_gradient
 
 
 def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +160,7 @@ def _load_autograd():
     module = importlib.util.module_from_spec(spec)
     with mock.patch.object(_ops.DEFINITIONS, "impl"):  # the real operators have their derivative already
         spec.loader.exec_module(module)
-    emulated = {"forward": _forward, "forward_below_autograd": _forward, "backward": _backward, "backward_": _backward_}
+    emulated = {"forward": _forward, "backward": _backward, "backward_": _backward_}
     module._ops = SimpleNamespace(**{**vars(_ops), **emulated})
     return module
 

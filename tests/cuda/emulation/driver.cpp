@@ -105,11 +105,21 @@ void fail(const std::string& what) {
   std::exit(2);
 }
 
+// Of the bits of all outputs, to compare builds (FNV-1a).
+uint64_t checksum = 0xcbf29ce484222325;
+
+void add_to_checksum(const void* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) {
+    checksum = (checksum ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
+  }
+}
+
 template <typename T>
 void expect_numbers(const T* data, int64_t count, const char* name) {
   for (int64_t i = 0; i < count; ++i) {
     if (data[i] != data[i]) fail(std::string(name) + " was not written at " + std::to_string(i));
   }
+  add_to_checksum(data, count * sizeof(T));
 }
 
 void check(cudaError_t status) {
@@ -128,6 +138,7 @@ void expect_numbers(const void* data, DType dtype, int64_t count) {
     const double value = number_at(data, dtype, i);
     if (value != value) fail("gradient was not written at " + std::to_string(i));
   }
+  add_to_checksum(data, count * bytes_of(dtype));
 }
 
 // The bits of an element, as a number.
@@ -220,7 +231,8 @@ void run(const Case& c) {
   if (c.everything) p.stats = static_cast<T*>(stats.data);
   const Memory partials(cuda::workspace_size(p) * sizeof(double));
   const auto ticket = std::make_unique<unsigned>(0);
-  const cuda::Device device{emulation::kArchitecture, c.multiprocessors, 228 * 1024};
+  // The same plan for all architectures, so that their results can be compared.
+  const cuda::Device device{90, c.multiprocessors, 228 * 1024};
   ++emulation::order.seed;
   check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, device, nullptr));
   expect_numbers(gradient.data, saved, p.numel());
@@ -308,5 +320,5 @@ int main(int count, char** arguments) {
   if (which != "all" && which != "small") fail("expected all or small");
   const std::vector<Case> cases = which == "all" ? all_cases() : small_cases();
   for (const Case& c : cases) run(c);
-  std::printf("%zu cases\n", cases.size());
+  std::printf("checksum %016llx, %zu cases\n", static_cast<unsigned long long>(checksum), cases.size());
 }

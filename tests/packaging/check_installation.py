@@ -1,4 +1,4 @@
-"""Checks an installed package: ``python check_cuda_build.py --cuda yes``. The nox sessions run it in fresh environments.
+"""Checks an installed package: ``python check_installation.py --cuda yes``. The nox sessions run it in fresh environments.
 
 It needs no GPU and no pytest.
 """
