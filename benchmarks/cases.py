@@ -75,7 +75,9 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}{threads}{', training step' * self.training}"
+        return (
+            f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}{threads}{', training step' * self.training}"
+        )
 
 
 def select(

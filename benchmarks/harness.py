@@ -51,12 +51,8 @@ class Run:
                 threads = torch.get_num_threads()
                 torch.set_num_threads(case.threads or threads)
                 try:
-                    self._measure(
-                        case,
-                        [each for each in implementations if each.key in measured],
-                        with_memory and not case.threads,
-                        child,
-                    )
+                    chosen = [each for each in implementations if each.key in measured]
+                    self._measure(case, chosen, with_memory and not (case.threads or case.training), child)
                 finally:
                     torch.set_num_threads(threads)
                     report.save(self.rows, self._path)
@@ -111,7 +107,7 @@ class Run:
                 if len(values.warm) >= MIN_SAMPLES:
                     rows[each, phase] = self._row(case, each.name, phase, errors[each], values)
             self.rows += rows.values()
-        if not with_memory or case.training:
+        if not with_memory:
             return
         for each in errors:
             for phase, peak in self._peaks(each, case, calls, sr, child).items():

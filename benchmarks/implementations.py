@@ -203,14 +203,9 @@ KEYS = (*_OWN, *PEERS)
 def training_step(loss: Loss, sr: Tensor, hr: Tensor, scale: int) -> Callable[[], None]:
     """A call that trains ESPCN x ``scale`` once: from the shrunken ``sr`` to ``hr``."""
     channels = hr.shape[1]
-    network = nn.Sequential(
-        nn.Conv2d(channels, 64, 5, padding=2),
-        nn.Tanh(),
-        nn.Conv2d(64, 32, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(32, channels * scale**2, 3, padding=1),
-        nn.PixelShuffle(scale),
-    ).to(hr.device)
+    features = [nn.Conv2d(channels, 64, 5, padding=2), nn.Tanh(), nn.Conv2d(64, 32, 3, padding=1), nn.Tanh()]
+    enlarge = [nn.Conv2d(32, channels * scale**2, 3, padding=1), nn.PixelShuffle(scale)]
+    network = nn.Sequential(*features, *enlarge).to(hr.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     lr = F.avg_pool2d(sr.detach(), scale)
 

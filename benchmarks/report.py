@@ -171,26 +171,19 @@ def readme(rows: list[dict]) -> str:
         times = f"{median} ({p20}-{p80}) ms"
         return times if name == BASELINE else f"**{row['median_ms'] / baseline['median_ms']:.3g}**: {times}"
 
+    shown = {label: both[case] for label, case in README_CASES.items() if case in both}
     lines = [
         "{date}, {device}, torch {torch}: forward + backward, float32 unless named; medians of one interleaved run "
         "(20-80 %), in bold as multiples of `nn.L1Loss`.".format_map(rows[0]),
         "",
         _line(["", *columns]),
         "|---" * (len(columns) + 1) + "|",
-        *(
-            _line([label, *(cell(both[case], name) for name in columns)])
-            for label, case in README_CASES.items()
-            if case in both
-        ),
+        *(_line([label, *(cell(found, name) for name in columns)]) for label, found in shown.items()),
     ]
     peaks = {name: (both.get(Case(PATCHES), {}).get(name) or {}).get("peak_extra_bytes") for name in columns}
     images = [f"{name} {peak / 4 / Case(PATCHES).numel:.1f}" for name, peak in peaks.items() if peak is not None]
     if images:
         lines += ["", f"Peak memory at {Case(PATCHES)} beside the gradient, in images: {'; '.join(images)}."]
-    alone = [row["backward"] for row in cases.get(Case(PATCHES), {}).values() if "backward" in row]
-    if alone:
-        times = "; ".join("{impl} {median_ms:.3g} ms".format_map(row) for row in alone)
-        lines += ["", f"Backward alone at {Case(PATCHES)}: {times}."]
     return "\n".join(lines) + "\n"
 
 
@@ -199,9 +192,7 @@ def into_readme(rows: list[dict], page: Path) -> None:
     before, first, rest = page.read_text().partition(README_MARKS[0])
     _, second, after = rest.partition(README_MARKS[1])
     if not second:
-        raise ValueError(
-            f"{page} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}; expected the table between them."
-        )
+        raise ValueError(f"{page} lacks the lines {' and '.join(README_MARKS)}; expected the table between them.")
     page.write_text(f"{before}{first}\n{readme(rows)}{second}{after}")
 
 

@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_deselected(items):
-    _left_out.update(tier for item in items for tier in TIERS if item.get_closest_marker(tier))
+    left_out = [tier for tier in TIERS if f"not {tier}" in items[0].config.option.markexpr]
+    _left_out.update(tier for item in items for tier in left_out if item.get_closest_marker(tier))
 
 
 def pytest_sessionfinish(session):

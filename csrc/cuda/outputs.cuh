@@ -2,7 +2,6 @@
 // statistics.
 #pragma once
 
-#include "launch.h"
 #include "primitives.cuh"
 
 namespace pspl::cuda {

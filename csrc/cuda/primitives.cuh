@@ -15,7 +15,7 @@
 #endif
 
 #include "../pspl_math.h"
-#include "plan.h"
+#include "launch.h"
 
 namespace pspl::cuda {
 

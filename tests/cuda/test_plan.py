@@ -1,4 +1,4 @@
-"""How a launch is divided among the multiprocessors of a GPU (csrc/cuda/plan.h): a table of the picks, and a check of the
+"""How a launch is divided among the multiprocessors of a GPU (csrc/cuda/launch.h): a table of the picks, and a check of the
 model behind them against blocks that are scheduled one by one."""
 
 from __future__ import annotations

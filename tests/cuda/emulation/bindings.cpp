@@ -7,7 +7,6 @@
 #include <string>
 
 #include "cuda/launch.h"
-#include "cuda/plan.h"
 #include "pspl_math.h"
 
 namespace py = pybind11;
