@@ -118,9 +118,9 @@ struct PixelLoss {
 template <typename Math, typename V, typename T>
 PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T eps_squared) {
   if (distance == Distance::kL1) {
-    // sign(0) = 0. The loss is 0 there, or NaN where the attention is: the NaN of a window reaches all its pixels.
-    const V loss = attention * Math::absolute(difference);
-    return {loss, Math::select(difference == V(T(0)), loss, Math::copy_sign(attention, difference))};
+    // The attention times sign(d), where sign(0) = 0: the NaN of a window reaches its pixels without a difference too.
+    const V magnitude = Math::select(difference == V(T(0)), V(T(0)), V(T(1)));
+    return {attention * Math::absolute(difference), attention * Math::copy_sign(magnitude, difference)};
   }
   const V weight = attention * attention;
   const V square = weight * difference * difference;
