@@ -199,6 +199,7 @@ def test_sanitizers_find_nothing(sanitizer, cases, architecture, tmp_path):
     assert result.stdout.endswith(" cases\n")
 
 
+@pytest.mark.deep
 def test_architectures_agree_to_the_bit():
     """Squares before they are stored (sm_80) and after they are loaded (sm_90)."""
     outputs = []

@@ -109,7 +109,7 @@ def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
 
 
 @pytest.mark.not_on("reference")  # slow to compile, and without fake kernels
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", ["l1", *(pytest.param(d, marks=pytest.mark.deep) for d in DISTANCES if d != "l1")])
 def test_compile_with_inductor(traceable, distance):
     """The default compiler checks at run time that strides are what the fake kernels said."""
     torch._dynamo.reset()

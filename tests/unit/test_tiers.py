@@ -19,6 +19,7 @@ def collect(*arguments: str) -> list[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
 
 
+@pytest.mark.deep  # it collects tests twice
 def test_deep_tests_are_left_out_and_the_last_line_says_so():
     folder = "tests/experiments/test_networks.py"
     quick, both = (collect(folder, *options) for options in ([], ["-m", "not large"]))
