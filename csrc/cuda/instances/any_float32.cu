@@ -1,3 +1,4 @@
+// The strip kernels of all other pairs without float64.
 #include "../strip_forward.cuh"
 
 namespace pspl::cuda {

@@ -1,3 +1,4 @@
+// The strip kernels of bfloat16 images with a float32 target.
 #include "../strip_forward.cuh"
 
 namespace pspl::cuda {

@@ -1,3 +1,4 @@
+// The strip kernels of float32 images.
 #include "../strip_forward.cuh"
 
 namespace pspl::cuda {
