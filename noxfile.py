@@ -39,6 +39,14 @@ def install_torch(session: nox.Session, version: str, *others: str) -> None:
     session.install("--find-links", wheels, f"torch=={version}", *others)
 
 
+def uninstall_cuda(session: nox.Session) -> None:
+    """Remove NVIDIA's packages of the last torch: those of one CUDA version take 5 GB, and another torch brings its own."""
+    printed = session.run("python", "-m", "pip", "list", "--format=freeze", silent=True, log=False)
+    names = [line.split("==")[0] for line in printed.splitlines() if line.startswith("nvidia-")]
+    if names:
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *names)
+
+
 def install_package(session: nox.Session, extras: str) -> None:
     """Install the checkout with CPU kernels and the current torch."""
     install_torch(session, TORCH)
@@ -130,6 +138,8 @@ def wheel(session: nox.Session, kernels: str) -> None:
         session.log(f"{path}: {os.path.getsize(path) / 2**20:.1f} MiB")
     session.install("--no-deps", *wheels)
     for torch in (built_with, *others):
+        if torch != built_with:
+            uninstall_cuda(session)
         install_torch(session, torch)
         cuda = kernels == "cuda" and has_cuda(session)
         check(session, cuda=cuda, built_with=built_with, env=without_programs(session))
