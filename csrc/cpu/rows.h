@@ -35,8 +35,8 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
   });
 }
 
-// The rows of a tile are short and far apart: the processor does not foresee the next one. kWrite is 1 for memory that
-// will be written.
+// The rows of a tile are short and far apart: the processor does not prefetch the next one by itself. kWrite is 1 for
+// memory that will be written.
 template <int kWrite>
 PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int count, int64_t element_size) {
   constexpr int64_t kCacheLine = 64;

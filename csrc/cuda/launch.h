@@ -87,9 +87,9 @@ inline StripPlan plan_strips(int64_t planes, int height, int width, int strip_wi
     const int64_t strips = planes * across * ceil_div(height, rows);
     const int64_t blocks = ceil_div(strips, kWarps);
     const int64_t waves = ceil_div(blocks, static_cast<int64_t>(resident) * device.multiprocessors);
-    const int64_t together = waves > 1 ? resident : ceil_div(blocks, device.multiprocessors);
+    const int64_t resident_now = waves > 1 ? resident : ceil_div(blocks, device.multiprocessors);
     const int64_t time =
-        waves * std::max<int64_t>(together * kWarps, busy_warps(device.architecture)) * (rows + 2 * radius);
+        waves * std::max<int64_t>(resident_now * kWarps, busy_warps(device.architecture)) * (rows + 2 * radius);
     if (time < best_time) {
       best_time = time;
       best = {static_cast<uint32_t>(strips), static_cast<uint32_t>(across),

@@ -215,6 +215,12 @@ class _KAIRModel:
         self.define_loss()
 
 
+def _kair_class(name: str, source: str, branch: str):
+    names = {"nn": nn, "_KAIRModel": _KAIRModel}
+    exec(_with_branch(source, branch), names)
+    return names[name]
+
+
 def kair_plain(branch: str):
     """KAIR fc1732f: ``ModelPlain`` of models/model_plain.py."""
     source = """
@@ -234,9 +240,7 @@ def kair_plain(branch: str):
             G_loss.backward()
             return G_loss
     """
-    names = {"nn": nn, "_KAIRModel": _KAIRModel}
-    exec(_with_branch(source, branch), names)
-    return names["ModelPlain"]
+    return _kair_class("ModelPlain", source, branch)
 
 
 def kair_gan(branch: str):
@@ -261,6 +265,4 @@ def kair_gan(branch: str):
                 G_loss = self.G_lossfn_weight * self.G_lossfn(self.E, high)
                 G_loss.backward()
     """
-    names = {"nn": nn, "_KAIRModel": _KAIRModel}
-    exec(_with_branch(source, branch), names)
-    return names["ModelGAN"]
+    return _kair_class("ModelGAN", source, branch)

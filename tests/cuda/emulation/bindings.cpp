@@ -120,6 +120,7 @@ PYBIND11_MODULE(emulated_kernels, module) {
   module.def("workspace_size", &workspace_size);
   module.def("plan_strips", &plan_strips);
   module.def("resident_blocks", &resident_blocks);
+  module.def("busy_warps", &pspl::cuda::busy_warps);
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
   module.def("backward_float32", &backward<float>);
