@@ -1,14 +1,17 @@
-"""Run the fuzzers for a while; print a reproduction of every failure, and how many cases ran."""
+"""Run the fuzzers for a while; print a reproduction of every failure, and how many cases ran; on stderr, the progress."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers
+
+PROGRESS_SECONDS = 30
 
 
 def main() -> int:
@@ -26,19 +29,32 @@ def main() -> int:
         parser.error(f"--only names {', '.join(sorted(unknown))}; expected some of {', '.join(FUZZERS)}.")
     failures = 0
     for name in names:
-        end = time.monotonic() + options.seconds / len(names)
-        case, count, failed = options.case or 0, 0, 0
-        while count < (options.cases or (1 if options.case is not None else sys.maxsize)):
-            if options.cases is None and options.case is None and time.monotonic() > end:
-                break
-            try:
-                FUZZERS[name](options.seed, case)
-            except Exception:
-                failed += 1
-                traceback.print_exc()
-                print(f"reproduce: python -m tests.fuzz --only {name} --seed {options.seed} --case {case}", flush=True)
-            case, count = case + 1, count + 1
-        print(f"{name}: {count} cases, {failed} failed", flush=True)
+        begin = reported = time.monotonic()
+        end = begin + options.seconds / len(names)
+        limit = options.cases or (None if options.case is None else 1)
+        case, count, failed, interrupted = options.case or 0, 0, 0, False
+        try:
+            while count < limit if limit else time.monotonic() < end:
+                try:
+                    FUZZERS[name](options.seed, case)
+                except Exception:
+                    failed += 1
+                    traceback.print_exc()
+                    print(
+                        f"reproduce: python -m tests.fuzz --only {name} --seed {options.seed} --case {case}", flush=True
+                    )
+                case, count = case + 1, count + 1
+                now = time.monotonic()
+                if now >= reported + PROGRESS_SECONDS:
+                    remaining = (now - begin) / count * (limit - count) if limit else max(end - now, 0)
+                    progress = f"{name}: {count} cases, {failed} failed, {now - begin:.0f} s, {remaining:.0f} s remain"
+                    print(progress, file=sys.stderr, flush=True)
+                    reported = now
+        except KeyboardInterrupt:
+            interrupted = True
+        print(f"{name}: {count} cases, {failed} failed{', interrupted' if interrupted else ''}", flush=True)
+        if interrupted:
+            return 128 + signal.SIGINT
         failures += failed
     return 1 if failures else 0
 

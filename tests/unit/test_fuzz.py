@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fuzz import __main__ as command
 from fuzz import fuzzers
 from helpers import backends
 
@@ -22,6 +23,34 @@ def test_a_few_cases(name, factor):
             fuzzers.FUZZERS[name](0, case)
         except Exception as error:
             raise AssertionError(f"reproduce: python -m tests.fuzz --only {name} --seed 0 --case {case}") from error
+
+
+def test_the_command(monkeypatch, capsys):
+    """It names what fails, shows its progress, counts, and ends with the counts where it is interrupted."""
+
+    def fuzzer(seed, case):
+        if case == 7:
+            raise KeyboardInterrupt
+        assert case != 5
+
+    monkeypatch.setattr("tests.fuzz.fuzzers.FUZZERS", {"some": fuzzer, "other": fuzzer})
+    monkeypatch.setattr(command, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seed", "3", "--case", "4", "--cases", "2"])
+    assert command.main() == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        line
+        for name in ("some", "other")
+        for line in (f"reproduce: python -m tests.fuzz --only {name} --seed 3 --case 5", f"{name}: 2 cases, 1 failed")
+    ]
+    progress = [line.split(",")[:2] for line in err.splitlines() if "remain" in line]
+    assert progress[:2] == [["some: 1 cases", " 0 failed"], ["some: 2 cases", " 1 failed"]]
+
+    monkeypatch.setattr(sys, "argv", ["fuzz"])
+    assert command.main() == 130
+    assert capsys.readouterr().out.splitlines()[1:] == ["some: 7 cases, 1 failed, interrupted"]
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--cases", "3"])
+    assert command.main() == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect")
