@@ -19,9 +19,9 @@ constexpr T kLargest = std::numeric_limits<T>::max();
 // ---------------------------------------------------------------- Gaussian window
 
 // The weights of Eq. 4, formed in float64, on the host. Rounding them to T leaves their sum slightly off 1, which would
-// bias every pixel in the same direction. The excess is put back into the taps, from the centre outwards, where they
-// are small enough to represent the rest of it, but large beside it: a relative change of a tap is one of the variance
-// of pixels that differ there, and as large an error of the similarity.
+// bias every pixel in the same direction. The excess is put back into the taps, from the centre outwards. Each changes
+// by a few roundings only: a relative change of a tap is one of the variance of pixels that differ there, and as large
+// an error of the similarity.
 template <typename T>
 void fill_taps(ForwardParams<T>& p, double sigma) {
   double total = 0;
@@ -35,9 +35,9 @@ void fill_taps(ForwardParams<T>& p, double sigma) {
     p.taps[i] = static_cast<T>(weight[i] / total);
     excess += (i == 0 ? 1 : 2) * static_cast<double>(p.taps[i]);
   }
-  constexpr double kLargestChange = 64 * std::numeric_limits<T>::epsilon();
-  for (int i = 1; i <= p.radius && std::fabs(excess / 2) <= kLargestChange * p.taps[i]; ++i) {
-    const T corrected = static_cast<T>(p.taps[i] - excess / 2);
+  for (int i = 1; i <= p.radius; ++i) {
+    const double most = 4 * std::numeric_limits<T>::epsilon() * p.taps[i];
+    const T corrected = static_cast<T>(p.taps[i] - std::fmin(std::fmax(excess / 2, -most), most));
     excess += 2 * (static_cast<double>(corrected) - static_cast<double>(p.taps[i]));
     p.taps[i] = corrected;
   }

@@ -76,6 +76,20 @@ def test_small_weights_are_right(backend, sigma, amplitude):
     tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected)
 
 
+@pytest.mark.not_on("emulated", "cuda")  # as above
+@pytest.mark.parametrize("sigma", [0.27, 0.29, 0.3, 0.32, 0.35, 0.38, 0.5, 0.7])
+def test_loss_of_one_pixel(backend, sigma):
+    """Where images differ at one pixel, no other pixel averages its error: the weight of its neighbours must be right."""
+    generator = torch.Generator().manual_seed(1)
+    for difference in (0.02, 0.05, 0.1, 0.2, 0.5) * 6:
+        hr = torch.rand(1, 1, 5, 5, generator=generator)
+        sr = hr.clone()
+        sr[..., 2, 2] += difference
+        expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0, sigma=sigma)
+        loss = backend.pspl_loss(sr.to(backend.device), hr.to(backend.device), 1.0, sigma=sigma)
+        tolerances.assert_loss(loss, expected)
+
+
 @pytest.mark.parametrize("exponent", [87.0, 88.0, 100.0, 104.0])
 def test_attention_below_the_normal_numbers(backend, exponent):
     """exp(-88) = 6e-39 is no normal float32: a kernel returns it, or 0."""
