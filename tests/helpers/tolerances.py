@@ -43,7 +43,7 @@ LOSS = {torch.float32: 1e-6, torch.float64: 1e-13}
 GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 # One rounding to nearest: relative, and where the result is subnormal, absolute.
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 UNDERFLOW = {torch.float32: 2.0**-150, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-134}
 
 # exp() may return 0 for what is smaller than the smallest normal number, a little more than which this is.
@@ -55,15 +55,23 @@ def compute_dtype(*images: torch.Tensor) -> torch.dtype:
     return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
 
 
-def growth(delta: float, mu: float = -1.0, distance: str = "l1") -> float:
-    """How much larger than at delta = 1 the error of the loss may be; at least 1."""
+def growth(
+    delta: float,
+    mu: float = -1.0,
+    distance: str = "l1",
+    budget: dict[torch.dtype, float] = LOSS,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """How many times its ``budget`` at delta = 1 an error may be; at least 1."""
     if math.isinf(delta) or delta == 0:
         return 1.0
     exponent = max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
-    # The roundings of alpha, step and their product count twice in the exponent, and are the same at every pixel.
-    rounded = 0.0 if float(np.float32(delta)) == delta else 2 * 3 * ROUNDING[torch.float32]
-    error = exponent * (LOSS[torch.float32] / 4 + rounded)
-    return max(1.0, error / LOSS[torch.float32]) * (1 if distance == "l1" else 2)
+    # At a power of two, sqrt(log2 e) / delta has the rounding that it has at delta = 1. Elsewhere alpha, step, their product,
+    # its sum with beta, the reciprocal and the product with the constant are rounded too; each counts twice in the exponent.
+    # The error is the same at every pixel, so it is as large in an average and in an L2 norm.
+    power_of_two = math.frexp(delta)[0] == 0.5
+    error = exponent * (budget[dtype] / 4 + (0 if power_of_two else 2 * 6 * ROUNDING[dtype]))
+    return max(1.0, error / budget[dtype]) * (1 if distance == "l1" else 2)
 
 
 def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:

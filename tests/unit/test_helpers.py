@@ -155,6 +155,28 @@ def test_growth():
     assert tolerances.growth(0.5, mu=1.0, distance="l2") == pytest.approx(8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("budget", [tolerances.LOSS, tolerances.GRADIENT], ids=["loss", "gradient"])
+def test_growth_is_the_rounding_of_delta(budget, dtype, rng):
+    """Eq. 8 and sqrt(log2 e) / delta in float32, as the kernels compute them: of a million widths, the worst error of the
+    exponent is within what growth() adds for it, and more than half as large."""
+    alpha, step, beta = rng.uniform(0.05, 0.2, 10**6), rng.uniform(0.5, 1, 10**6), rng.uniform(0, 0.02, 10**6)
+    delta = alpha * step + beta
+    constant = np.float32(1.2011224087864498)
+    inverse = constant * (1 / (np.float32(1) * alpha.astype("f") * step.astype("f") + beta.astype("f")))
+    assert inverse.dtype == np.float32
+    error = np.abs((inverse.astype(float) / float(constant) * delta) ** 2 - 1)  # relative, of the exponent
+    if dtype == torch.float64:
+        error *= 2.0**-29
+    worst = error.argmax()
+    exponent = 4 / delta[worst] ** 2
+    added = tolerances.growth(delta[worst], -1.0, "l1", budget, dtype) * budget[dtype] / exponent - budget[dtype] / 4
+    assert error[worst] <= added < 2 * error[worst]
+    # Exact at a power of two; the same for every mu, and twice for a square of the attention.
+    assert tolerances.growth(0.25, -1.0, "l1", budget, dtype) == 16
+    assert tolerances.growth(0.3, 1.0, "l2", budget, dtype) == 2 * tolerances.growth(0.3, -1.0, "l1", budget, dtype)
+
+
 def test_selected_backends(monkeypatch):
     monkeypatch.setenv("PSPL_TEST_BACKENDS", "cuda, reference")
     assert backends.selected() == ["cuda", "reference"]
