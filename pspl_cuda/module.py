@@ -228,10 +228,9 @@ class PSPLLoss(nn.Module):
             calls = self._calls + advance
             iteration = -(-calls.reshape(()) // self.calls_per_iteration)
             result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
-            if self.capturable:
+            # In place: of an assignment under FakeTensorMode a fake tensor would remain. An exported program does not count.
+            if self.capturable or not torch.compiler.is_exporting():
                 self._calls.add_(advance)
-            else:
-                self._calls = calls
             return result
         count = self._read_calls() + advance
         result = self._loss(sr, hr, -(-count // self.calls_per_iteration) / self.iterations_per_step)

@@ -275,6 +275,14 @@ def test_counting_in_inference_mode(pair):
     assert other.iteration == 3
 
 
+def _assert_plain(tensor):
+    """Before anything reads its memory: what is not there would end the process."""
+    assert type(tensor) is torch.Tensor
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    assert not tensor.is_inference()
+    assert tensor.data_ptr() != 0
+
+
 def _in_fake_mode(loss, pair):
     with FakeTensorMode() as mode:
         loss(*(mode.from_tensor(image) for image in pair))
@@ -285,6 +293,7 @@ def _state_in_fake_mode(loss, pair):
         fake = [mode.from_tensor(image) for image in pair]
         loss.state_dict()
         loss(*fake)
+        _assert_plain(loss._calls)
         loss.iteration = 6
 
 
@@ -294,8 +303,14 @@ def _export(loss, pair):
         torch.export.export(loss, pair, strict=False)
 
 
+def _compiled_in_fake_mode(loss, pair):
+    torch._dynamo.reset()
+    _in_fake_mode(torch.compile(loss, backend="eager"), pair)
+
+
 MODES = {
     "FakeTensorMode": _in_fake_mode,
+    "compiled in FakeTensorMode": _compiled_in_fake_mode,
     "state_dict in FakeTensorMode": _state_in_fake_mode,
     "inference_mode": lambda loss, pair: torch.inference_mode()(loss)(*pair),
     "torch.func.grad": lambda loss, pair: torch.func.grad(lambda a: loss(a, pair[1]))(pair[0]),
@@ -313,11 +328,10 @@ def test_count_after_ambient_modes(pair, mode):
     module afterwards works. (The reference, which every mode can trace.)"""
     loss = PSPLLoss(start_iteration=5, iterations_per_step=1, backend="reference")
     MODES[mode](loss, pair)
+    _assert_plain(loss._calls)
     count = loss.iteration
     assert type(count) is int
     assert count in (5, 6)
-    assert type(loss._calls) is torch.Tensor
-    assert not loss._calls.is_inference()
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), PSPLLoss(iterations_per_step=1)):
         twin.load_state_dict(_saved(loss.state_dict()))
         value = twin(pair[0].clone().requires_grad_(), pair[1])
@@ -327,13 +341,15 @@ def test_count_after_ambient_modes(pair, mode):
     assert loss.iteration == count
 
 
-@pytest.mark.parametrize("mode", ["FakeTensorMode", "torch.func.grad", "inference_mode"])
+@pytest.mark.parametrize("mode", ["FakeTensorMode", "compiled in FakeTensorMode", "torch.func.grad", "inference_mode"])
 def test_compile_after_ambient_modes(pair, mode):
     """After FakeTensorMode and deepcopy, compiled code once wrote to memory that was not there."""
     loss = PSPLLoss(start_iteration=5, backend="reference")
     MODES[mode](loss, pair)
+    _assert_plain(loss._calls)
     count = loss.iteration
     twin = copy.deepcopy(loss)
+    _assert_plain(twin._calls)
     torch._dynamo.reset()
     compiled = torch.compile(twin, backend="eager", fullgraph=True)
     for call in (1, 2):
