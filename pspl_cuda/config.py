@@ -49,6 +49,11 @@ class Config(NamedTuple):
     reduction: str = "mean"  # over all elements, one of REDUCTIONS
 
     @property
+    def constants(self) -> tuple[float, ...]:
+        """The numbers of the kernels' formulas: struct Constants of csrc/pspl_params.h, in its order."""
+        return tuple(getattr(self, name) for name in CONSTANTS)
+
+    @property
     def c1(self) -> float:
         """C1 of Eq. 5."""
         return (self.k1 * self.data_range) ** 2
@@ -61,6 +66,9 @@ class Config(NamedTuple):
 
 # The source of every default in the public signatures.
 DEFAULTS = Config()
+
+# The names of Config.constants.
+CONSTANTS = tuple(name for name, default in DEFAULTS._asdict().items() if isinstance(default, float))
 
 
 def _shown(value: object) -> str:
