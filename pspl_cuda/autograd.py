@@ -173,9 +173,10 @@ class _Loss(torch.autograd.Function):
         sr_dtype, hr_dtype = ctx.dtypes
         factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
-        # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
+        # float64, compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
         if (
-            torch.compiler.is_compiling()
+            grad_output.dtype == torch.float64
+            or torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or grad_output.dim() > 0
             or _is_batched(grad_output)
