@@ -66,7 +66,12 @@ struct GradientImage {
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// T is the compute type: float, or double if an input is float64.
+// The numbers of a loss as its caller gives them: the float fields of Config in pspl_cuda/config.py, in their order.
+struct Constants {
+  double alpha, beta, gamma, mu, data_range, sigma, k1, k2, eps;
+};
+
+// T is the compute type: float, or double if an input is float64. set_constants() in pspl_math.h fills the numbers.
 template <typename T>
 struct ForwardParams {
   // Sizes; every one is at least 1.
@@ -99,9 +104,9 @@ struct ForwardParams {
   const void* step_tensor;  // 0-dim, in the kernel's memory, read by the kernel
   DType step_dtype;         // kFloat32 or kFloat64
 
-  // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see fold_scale().
+  // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see set_constants().
   double attention_scale;
-  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see fold_scale()
+  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see set_constants()
   T* loss;            // 0-dim; null if no reduced loss is requested
   T* stats;           // [kNumStats]; null if not requested
 

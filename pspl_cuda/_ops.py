@@ -6,6 +6,7 @@ arguments are those of ``csrc/bindings/operators.h``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,10 @@ DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 #   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
 #   stats           [4] in the order of PSPLStats; empty unless with_stats
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
-# padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
+# constants is Config.constants; padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 DEFINITIONS.define(
-    "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
-    "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, float loss_weight, "
-    "int gradient_exponent, int output, ScalarType? gradient_dtype, bool with_stats) "
+    "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float[] constants, int window_size, int padding, "
+    "int distance, int output, float loss_weight, int gradient_exponent, ScalarType? gradient_dtype, bool with_stats) "
     "-> (Tensor result, Tensor saved_gradient, Tensor stats)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -44,23 +44,16 @@ DEFINITIONS.define("cpu_instruction_set() -> str")
 _library.load()
 
 
-class Constants(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments of the forward operator after ``step``, in the order of its schema."""
 
-    alpha: float
-    beta: float
-    gamma: float
-    mu: float
+    constants: Sequence[float]
     window_size: int
-    sigma: float
-    c1: float
-    c2: float
     padding: int
     distance: int
-    eps: float
+    output: int
     loss_weight: float
     gradient_exponent: int
-    output: int
     gradient_dtype: torch.dtype | None
     with_stats: bool
 
@@ -76,20 +69,13 @@ def _forward_fake(
     hr: Tensor,
     step_tensor: Tensor | None,
     step: float,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    mu: float,
+    constants: Sequence[float],
     window_size: int,
-    sigma: float,
-    c1: float,
-    c2: float,
     padding: int,
     distance: int,
-    eps: float,
+    output: int,
     loss_weight: float,
     gradient_exponent: int,
-    output: int,
     gradient_dtype: torch.dtype | None,
     with_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:

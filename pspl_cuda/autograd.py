@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops, reference
-from .config import DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
+from .config import CONSTANTS, DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
 
 
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
     _check_transforms()
-    return _forward_below_autograd(sr, hr, 0.0, _constants(config, "similarity"))[0]
+    return _forward_below_autograd(sr, hr, 0.0, _arguments(config, "similarity"))[0]
 
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
     _check_transforms(step)
-    return _forward_below_autograd(sr, hr, step, _constants(config, "attention"))[0]
+    step, config = _as_inputs(step, config)
+    return _forward_below_autograd(sr, hr, step, _arguments(config, "attention"))[0]
 
 
 def loss(
@@ -39,62 +40,70 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
     _check_transforms(sr, hr, step)
+    step, config = _as_inputs(step, config)
     needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
     dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
     compiling = torch.compiler.is_compiling()  # such programs must not contain what is only faster in eager mode
-    make_constants = _constants if compiling else _cached_constants
-    constants = make_constants(config, config.reduction, loss_weight, exponent, dtype, with_stats)
+    make_arguments = _arguments if compiling else _cached_arguments
+    arguments = make_arguments(config, config.reduction, loss_weight, exponent, dtype, with_stats)
     if not needs_gradient:
-        value, _, stats = _forward_below_autograd(sr, hr, step, constants)
+        value, _, stats = _forward_below_autograd(sr, hr, step, arguments)
     elif torch.compiler.is_exporting() or torch.jit.is_tracing():  # the program cannot contain the autograd node
-        value, _, stats = _forward(sr, hr, step, constants)
+        value, _, stats = _forward(sr, hr, step, arguments)
     else:
         apply = _Loss.apply if compiling else _eager_apply
-        value, stats = apply(sr, hr, step, constants, False)
+        value, stats = apply(sr, hr, step, arguments, False)
     return value, stats
 
 
-def _constants(
+def _as_inputs(step: float | Tensor, config: Config) -> tuple[float | Tensor, Config]:
+    """Under compile, ``alpha * step + beta`` as the step of alpha = 1 and beta = 0.
+
+    A float of an operator is a constant of the graph, which each new value compiles again; a tensor is an input.
+    """
+    if isinstance(step, Tensor) and torch.compiler.is_dynamo_compiling():
+        step = step * config.alpha + config.beta if config.alpha != 0 else torch.full_like(step, config.beta)
+        config = config._replace(alpha=1.0, beta=0.0)
+    return step, config
+
+
+def _arguments(
     config: Config,
     output: str,
     loss_weight: float = 1.0,
     gradient_exponent: int = 0,
     gradient_dtype: torch.dtype | None = None,
     with_stats: bool = False,
-) -> _ops.Constants:
-    numbers = {name: getattr(config, name) for name in _ops.Constants._fields if hasattr(config, name)}
-    numbers |= {"padding": PADDINGS.index(config.padding), "distance": DISTANCES.index(config.distance)}
-    return _ops.Constants(
-        **numbers,
+) -> _ops.Arguments:
+    return _ops.Arguments(
+        constants=config.constants,
+        window_size=config.window_size,
+        padding=PADDINGS.index(config.padding),
+        distance=DISTANCES.index(config.distance),
+        output=OUTPUTS.index(output),
         loss_weight=loss_weight,
         gradient_exponent=gradient_exponent,
-        output=OUTPUTS.index(output),
         gradient_dtype=gradient_dtype,
         with_stats=with_stats,
     )
 
 
-_cached_constants = functools.lru_cache(maxsize=256)(_constants)
+_cached_arguments = functools.lru_cache(maxsize=256)(_arguments)
 
 
-def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments) -> tuple[Tensor, Tensor, Tensor]:
     step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
-    return _ops.forward(sr, hr, step_tensor, number, *constants)
+    return _ops.forward(sr, hr, step_tensor, number, *arguments)
 
 
 def _forward_below_autograd(
-    sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants
+    sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward operator without its derivative, which _Loss supplies or the caller does not need."""
     if torch.compiler.is_dynamo_compiling():
-        if isinstance(step, Tensor):
-            # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is not.
-            alpha, beta = constants.alpha, constants.beta
-            step = step * alpha + beta if alpha != 0 else torch.full_like(step, beta)
-            constants = constants._replace(alpha=1.0, beta=0.0)
-        return _forward(sr, hr, step, constants)
+        return _forward(sr, hr, step, arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward(sr, hr, step, constants)
+        return _forward(sr, hr, step, arguments)
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
@@ -132,11 +141,11 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants, expose: bool
+        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments, expose: bool
     ) -> tuple[Tensor, ...]:
-        value, saved_gradient, stats = _forward_below_autograd(sr, hr, step, constants)
+        value, saved_gradient, stats = _forward_below_autograd(sr, hr, step, arguments)
         ctx.set_materialize_grads(False)
-        ctx.constants = constants
+        ctx.arguments = arguments
         ctx.exposed = expose
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None
@@ -144,7 +153,7 @@ class _Loss(torch.autograd.Function):
             ctx.hr_strides = torch.empty_like(hr, device="meta").stride()
         # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
         # be saved; only the second derivative is then an error. torch.compile does not support second derivatives.
-        ctx.curved = constants.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
+        ctx.curved = arguments.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
         if ctx.curved and not (sr.is_inference() or hr.is_inference()):
             ctx.save_for_backward(saved_gradient, sr, hr)
             # A copy, because a schedule may update step in place before backward.
@@ -162,7 +171,7 @@ class _Loss(torch.autograd.Function):
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
         sr_dtype, hr_dtype = ctx.dtypes
-        factor = math.ldexp(1.0, -ctx.constants.gradient_exponent)
+        factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
         # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
         if (
@@ -201,18 +210,18 @@ _eager_apply = super(torch.autograd.Function, _Loss).apply
 
 
 def _operator(
-    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *arguments: Any
+    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *positional: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward operator under autograd, which exported and traced programs call."""
-    constants = _ops.Constants(*arguments)
+    arguments = _ops.Arguments(*positional)
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = 0 <= constants.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
+    is_loss = 0 <= arguments.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
-        return _forward_below_autograd(sr, hr, step_argument, constants)
-    traced_without_gradient = constants.gradient_dtype is None
+        return _forward_below_autograd(sr, hr, step_argument, arguments)
+    traced_without_gradient = arguments.gradient_dtype is None
     if traced_without_gradient:
-        constants = constants._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
-    value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, constants, True)
+        arguments = arguments._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
+    value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, arguments, True)
     return value, saved_gradient.new_empty(0) if traced_without_gradient else saved_gradient, stats
 
 
@@ -260,11 +269,15 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
             "autograd cannot save. Pass its clone(), made outside inference mode."
         )
     sr, hr = images
-    constants: _ops.Constants = ctx.constants
-    attention_constants = constants._replace(
-        output=OUTPUTS.index("attention"), loss_weight=1.0, gradient_exponent=0, gradient_dtype=None, with_stats=False
+    arguments: _ops.Arguments = ctx.arguments
+    of_attention = arguments._replace(
+        output=OUTPUTS.index("attention"), gradient_exponent=0, gradient_dtype=None, with_stats=False
     )
     with torch.no_grad():
-        attention = _forward_below_autograd(sr, hr, ctx.step, attention_constants)[0]
-    config = Config(distance=DISTANCES[constants.distance], eps=constants.eps, reduction=OUTPUTS[constants.output])
-    return constants.loss_weight * reference.distance_gradient(sr, hr, attention, config)
+        attention = _forward_below_autograd(sr, hr, ctx.step, of_attention)[0]
+    config = Config(
+        **dict(zip(CONSTANTS, arguments.constants, strict=True)),
+        distance=DISTANCES[arguments.distance],
+        reduction=OUTPUTS[arguments.output],
+    )
+    return arguments.loss_weight * reference.distance_gradient(sr, hr, attention, config)

@@ -48,6 +48,11 @@ class Config(NamedTuple):
     reduction: str = "mean"  # over all elements
 
     @property
+    def constants(self) -> tuple[float, ...]:
+        """The values of CONSTANTS."""
+        return tuple(getattr(self, name) for name in CONSTANTS)
+
+    @property
     def c1(self) -> float:
         """C1 of Eq. 5."""
         return (self.k1 * self.data_range) ** 2
@@ -61,13 +66,13 @@ class Config(NamedTuple):
 # The source of every default in the public signatures.
 DEFAULTS = Config()
 
-# What the fields must be, except window_size, which has a check of its own.
-_CHOICES = {"distance": DISTANCES, "padding": PADDINGS, "reduction": REDUCTIONS}
-_RANGES: dict[str, dict[str, float]] = {
+# The numbers of the kernels' formulas with their ranges, in the order of struct Constants of csrc/pspl_params.h.
+CONSTANTS: dict[str, dict[str, float]] = {
     **{name: {"least": 0} for name in ("alpha", "beta", "gamma")},
     "mu": {},
     **{name: {"above": 0} for name in ("data_range", "sigma", "k1", "k2", "eps")},
 }
+_CHOICES = {"distance": DISTANCES, "padding": PADDINGS, "reduction": REDUCTIONS}
 
 
 def is_a(value: object, types: type | tuple[type, ...]) -> bool:
@@ -114,7 +119,7 @@ def _check_field(name: str, value: Any) -> Any:
         if is_a(value, int) and 1 <= value <= MAX_WINDOW_SIZE and value % 2 == 1:
             return value
         raise refusal(name, value, int, f"an odd integer from 1 to {MAX_WINDOW_SIZE}")
-    return check_scalar(name, value, **_RANGES[name])
+    return check_scalar(name, value, **CONSTANTS[name])
 
 
 def _check_magnitude(what: str, value: float, least: float, most: float) -> None:

@@ -441,10 +441,8 @@ def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
     """The constants of the forward operator by keyword."""
     config = check_config(DEFAULTS._replace(distance=distance, padding=padding, window_size=window_size))
     return {
-        **{
-            name: getattr(config, name)
-            for name in ("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "eps")
-        },
+        "constants": config.constants,
+        "window_size": config.window_size,
         "padding": PADDINGS.index(config.padding),
         "distance": DISTANCES.index(config.distance),
         "loss_weight": 1.0,
@@ -548,6 +546,8 @@ def test_operators_refuse_what_python_would_have(operator_device):
         {"output": -1},
         {"gradient_dtype": torch.float64},
         {"gradient_exponent": 5000},
+        {"constants": DEFAULTS.constants[:-1]},
+        {"constants": (*DEFAULTS.constants, 1.0)},
         {"loss_weight": 0.0},
         {"loss_weight": math.nan},
     ):

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -55,18 +56,13 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   p.output = static_cast<pspl::Output>(d["output"].cast<int>());
   p.padding = static_cast<pspl::Padding>(d["padding"].cast<int>());
   p.distance = static_cast<pspl::Distance>(d["distance"].cast<int>());
-  p.radius = d["radius"].cast<int32_t>();
-  if (p.radius < 0 || p.radius > pspl::kMaxRadius) throw std::invalid_argument("radius");
-  pspl::fill_taps(p, d["sigma"].cast<double>());
-  const auto number = [&](const char* name) { return static_cast<T>(d[name].cast<double>()); };
-  p.twice_c1 = number("twice_c1");
-  p.twice_c2 = number("twice_c2");
-  p.alpha = number("alpha");
-  p.beta = number("beta");
-  p.mu = number("mu");
-  pspl::fold_scale(p, d["gamma"].cast<double>(), d["eps"].cast<double>(), d["scale"].cast<double>(),
-                   d["exponent"].cast<int>());
-  p.step = number("step");
+  p.radius = d["window_size"].cast<int32_t>() / 2;
+  if (p.radius < 0 || p.radius > pspl::kMaxRadius) throw std::invalid_argument("window_size");
+  const auto c = d["constants"].cast<std::array<double, sizeof(pspl::Constants) / sizeof(double)>>();
+  pspl::Constants constants;
+  std::memcpy(&constants, c.data(), sizeof(constants));
+  pspl::set_constants(p, constants, d["loss_weight"].cast<double>(), d["gradient_exponent"].cast<int>());
+  p.step = static_cast<T>(d["step"].cast<double>());
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
   p.loss = pointer<T>(d["loss"]);

@@ -212,16 +212,12 @@ void run(const Case& c) {
   p.padding = c.padding;
   p.distance = c.distance;
   p.radius = c.radius;
-  fill_taps(p, 1.5);
-  p.twice_c1 = T(2e-4);
-  p.twice_c2 = T(18e-4);
-  p.alpha = p.step = T(1);
-  p.mu = T(-1);
+  p.step = T(1);
   // As pspl_cuda/autograd.py chooses it.
   const DType saved = sizeof(T) == 8                                                             ? DType::kFloat64
                       : c.sr == DType::kFloat16 && (c.distance == Distance::kL2 || c.everything) ? DType::kFloat32
                                                                                                  : c.sr;
-  fold_scale(p, 2.0, 1e-3, 1.0 / static_cast<double>(p.numel()), saved == DType::kFloat16 ? 10 : 0);
+  set_constants(p, {1, 0, 2, -1, 1, 1.5, 0.01, 0.03, 1e-3}, 1.0, saved == DType::kFloat16 ? 10 : 0);
 
   const Memory gradient(p.numel() * bytes_of(saved));
   const Memory loss(sizeof(T));

@@ -192,14 +192,9 @@ void run(const Case& c) {
   p.padding = c.padding;
   p.distance = c.distance;
   p.radius = c.radius;
-  fill_taps(p, c.sigma > 0 ? c.sigma : c.radius == 5 ? 1.5 : c.radius / 3.0 + 0.5);
-  p.twice_c1 = T(2e-4);
-  p.twice_c2 = T(18e-4);
-  p.alpha = p.step = T(1);
-  p.gamma = T(2);
-  p.mu = T(-1);
-  p.eps_squared = T(1e-6);
-  p.attention_scale = p.loss_scale = 1;
+  const double sigma = c.sigma > 0 ? c.sigma : c.radius == 5 ? 1.5 : c.radius / 3.0 + 0.5;
+  set_constants(p, {1, 0, 2, -1, 1, sigma, 0.01, 0.03, 1e-3}, 1.0, 0);
+  p.step = T(1);
 
   const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));
   const Result gradient(c, c.everything ? kComputeType<T> : c.sr, "gradient");
