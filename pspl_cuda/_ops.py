@@ -52,10 +52,10 @@ class Arguments(NamedTuple):
     padding: int
     distance: int
     output: int
-    loss_weight: float
-    gradient_exponent: int
-    gradient_dtype: torch.dtype | None
-    with_stats: bool
+    loss_weight: float = 1.0
+    gradient_exponent: int = 0
+    gradient_dtype: torch.dtype | None = None
+    with_stats: bool = False
 
 
 forward = torch.ops.pspl_cuda.forward.default
