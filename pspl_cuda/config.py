@@ -52,16 +52,6 @@ class Config(NamedTuple):
         """The values of CONSTANTS."""
         return tuple(getattr(self, name) for name in CONSTANTS)
 
-    @property
-    def c1(self) -> float:
-        """C1 of Eq. 5."""
-        return (self.k1 * self.data_range) ** 2
-
-    @property
-    def c2(self) -> float:
-        """C2 of Eq. 5."""
-        return (self.k2 * self.data_range) ** 2
-
 
 # The source of every default in the public signatures.
 DEFAULTS = Config()
