@@ -20,14 +20,14 @@ from .config import CONSTANTS, DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config,
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
     _check_transforms()
-    return _forward_below_autograd(sr, hr, 0.0, _arguments(config, "similarity"))[0]
+    return _forward(sr, hr, 0.0, _arguments(config, "similarity"))[0]
 
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
     _check_transforms(step)
     step, config = _as_inputs(step, config)
-    return _forward_below_autograd(sr, hr, step, _arguments(config, "attention"))[0]
+    return _forward(sr, hr, step, _arguments(config, "attention"))[0]
 
 
 def loss(
@@ -50,8 +50,7 @@ def loss(
     exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
     if needs_gradient and not exporting:
         return (_Loss.apply if compiling else _eager_apply)(sr, hr, step, arguments, False)
-    forward = _forward if needs_gradient else _forward_below_autograd
-    value, _, stats = forward(sr, hr, step, arguments)
+    value, _, stats = _forward(sr, hr, step, arguments, derivative=needs_gradient)
     return value, stats
 
 
@@ -75,19 +74,15 @@ def _arguments(config: Config, output: str, *more: Any) -> _ops.Arguments:
 _cached_arguments = functools.lru_cache(maxsize=256)(_arguments)
 
 
-def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
-    return _ops.forward(sr, hr, step_tensor, number, *arguments)
-
-
-def _forward_below_autograd(
-    sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments
+def _forward(
+    sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments, derivative: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward operator without its derivative, which _Loss supplies or the caller does not need."""
-    if torch.compiler.is_dynamo_compiling():
-        return _forward(sr, hr, step, arguments)
+    """The forward operator, by default without its derivative, which _Loss supplies or the caller does not need."""
+    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
+    if derivative or torch.compiler.is_dynamo_compiling():
+        return _ops.forward(sr, hr, step_tensor, number, *arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward(sr, hr, step, arguments)
+        return _ops.forward(sr, hr, step_tensor, number, *arguments)
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
@@ -124,7 +119,7 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments, expose: bool
     ) -> tuple[Tensor, ...]:
-        value, saved_gradient, stats = _forward_below_autograd(sr, hr, step, arguments)
+        value, saved_gradient, stats = _forward(sr, hr, step, arguments)
         ctx.set_materialize_grads(False)
         ctx.arguments = arguments
         ctx.exposed = expose
@@ -135,12 +130,10 @@ class _Loss(torch.autograd.Function):
         # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
         # be saved; only the second derivative is then an error. torch.compile does not support second derivatives.
         ctx.curved = arguments.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
-        if ctx.curved and not (sr.is_inference() or hr.is_inference()):
-            ctx.save_for_backward(saved_gradient, sr, hr)
-            # A copy, because a schedule may update step in place before backward.
+        images = (sr, hr) if ctx.curved and not (sr.is_inference() or hr.is_inference()) else ()
+        ctx.save_for_backward(saved_gradient, *images)
+        if images:  # a copy, because a schedule may update step in place before backward
             ctx.step = step.clone() if isinstance(step, Tensor) else step
-        else:
-            ctx.save_for_backward(saved_gradient)
         constant_outputs = (stats, saved_gradient) if expose else (stats,)
         ctx.mark_non_differentiable(*constant_outputs)
         return value, *constant_outputs
@@ -196,7 +189,7 @@ def _operator(
     step_argument = step if step_tensor is None else step_tensor
     is_loss = 0 <= arguments.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
-        return _forward_below_autograd(sr, hr, step_argument, arguments)
+        return _forward(sr, hr, step_argument, arguments)
     traced_without_gradient = arguments.gradient_dtype is None
     if traced_without_gradient:
         arguments = arguments._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
@@ -243,7 +236,7 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
     arguments: _ops.Arguments = ctx.arguments
     of_attention = _ops.Arguments(*arguments[:4], output=OUTPUTS.index("attention"))
     with torch.no_grad():
-        attention = _forward_below_autograd(sr, hr, ctx.step, of_attention)[0]
+        attention = _forward(sr, hr, ctx.step, of_attention)[0]
     constants: dict[str, Any] = dict(zip(CONSTANTS, arguments.constants, strict=True))
     config = Config(**constants, distance=DISTANCES[arguments.distance], reduction=OUTPUTS[arguments.output])
     return arguments.loss_weight * reference.distance_gradient(sr, hr, attention, config)
