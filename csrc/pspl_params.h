@@ -82,7 +82,7 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once.
+  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once, to T or to sr's dtype.
   GradientImage gradient;
   OutputImage<T> map;
   Output output;
@@ -114,15 +114,14 @@ struct ForwardParams {
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in T and rounded once
-// to dtype. saved_dtype is T's or dtype. In place if gradient is saved_gradient; a product of 1 then leaves the memory
-// unchanged.
-template <typename T>
+// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in float32 and rounded
+// once to dtype, which is not float64. saved_dtype is float32 or dtype. In place if gradient is saved_gradient; a
+// product of 1 then leaves the memory unchanged.
 struct BackwardParams {
   const void* saved_gradient;
   DType saved_dtype;
-  const T* grad_output;  // 0-dim, in the kernel's memory
-  T factor;              // loss_scale for sr, -loss_scale for hr
+  const float* grad_output;  // 0-dim, in the kernel's memory
+  float factor;              // loss_scale for sr, -loss_scale for hr
   void* gradient;
   DType dtype;
   int64_t numel;

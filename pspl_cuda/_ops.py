@@ -29,7 +29,7 @@ DEFINITIONS.define(
     "-> (Tensor result, Tensor saved_gradient, Tensor stats)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# Returns factor * grad_output * saved_gradient, formed in grad_output's dtype and rounded once to dtype.
+# Returns factor * grad_output * saved_gradient, formed in float32, which grad_output has, and rounded once to dtype.
 DEFINITIONS.define(
     "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,

@@ -147,10 +147,11 @@ class _Loss(torch.autograd.Function):
         sr_dtype, hr_dtype = ctx.dtypes
         factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
-        # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients (is_grads_batched,
-        # vectorize=True): PyTorch.
+        # PyTorch: float64, compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, and batched
+        # gradients (is_grads_batched, vectorize=True).
         if (
-            torch.compiler.is_compiling()
+            grad_output.dtype == torch.float64
+            or torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or grad_output.dim() > 0
             or _peek_transforms() is not None

@@ -142,13 +142,14 @@ void set_step(ForwardParams<T>& p, double step, const std::optional<Tensor>& ste
 
 // The operators, for all devices; pspl_cuda/_ops.py has their schemas. pspl_cuda/config.py checks the same with more
 // detailed messages; the checks here protect operators that are called directly. Backend runs a kernel with filled
-// parameters on the device of a tensor:
+// parameters on the device of a tensor, and converts images that its kernels cannot read:
 //   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
-//   template <typename T> static void backward(const BackwardParams<T>&, const Tensor& on_device);
+//   static void backward(const BackwardParams&, const Tensor& on_device);
+//   static void make_readable(Tensor& sr, Tensor& hr);
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr, std::optional<Tensor> step_tensor,
-                                              double step, std::vector<double> numbers, int64_t window_size,
-                                              int64_t padding, int64_t distance, int64_t output, double loss_weight,
+std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
+                                              std::vector<double> numbers, int64_t window_size, int64_t padding,
+                                              int64_t distance, int64_t output, double loss_weight,
                                               int64_t gradient_exponent, std::optional<ScalarType> gradient_dtype,
                                               bool with_stats) {
   Constants constants;
@@ -163,6 +164,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr
   STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
   STD_TORCH_CHECK(std::abs(gradient_exponent) < 1000, "gradient_exponent is ", gradient_exponent, ".");
 
+  Backend::make_readable(sr, hr);
+  const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     constexpr ScalarType dtype = kScalarType<T>;
@@ -184,45 +187,34 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr
     Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
     if (gradient_dtype) {
       p.gradient = {gradient.mutable_data_ptr(), dtype_of(gradient, "saved_gradient"), strides_of(gradient)};
-      STD_TORCH_CHECK((dtype == ScalarType::Double) == (*gradient_dtype == ScalarType::Double),
-                      "gradient_dtype must be float64 if an image is float64, and only then.");
+      STD_TORCH_CHECK(*gradient_dtype == dtype || (*gradient_dtype == sr.scalar_type() && !wide),
+                      "gradient_dtype must be float64 if an image is float64, else float32 or sr's dtype.");
     }
     Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
     if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
     Backend::template forward<T>(p, sr);
     return std::tuple{result, gradient, stats};
   };
-  const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   return wide ? run(double{}) : run(float{});
 }
 
 template <typename Backend>
 void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, double factor) {
-  const ScalarType compute = grad_output.scalar_type();
-  const ScalarType saved = saved_gradient.scalar_type();
-  const ScalarType dtype = gradient.scalar_type();
   // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
-  STD_TORCH_CHECK(grad_output.dim() == 0 && (compute == ScalarType::Float || compute == ScalarType::Double) &&
+  STD_TORCH_CHECK(grad_output.dim() == 0 && grad_output.scalar_type() == ScalarType::Float &&
                       grad_output.device() == saved_gradient.device(),
-                  "grad_output must be a 0-dim float32 or float64 tensor on saved_gradient's device.");
-  STD_TORCH_CHECK(saved == compute || (saved == dtype && compute == ScalarType::Float),
-                  "saved_gradient must have the dtype of grad_output, or that of the gradient with a float32 "
-                  "grad_output.");
-  STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double,
-                  "a float64 gradient needs a float64 grad_output.");
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const BackwardParams<T> p{saved_gradient.const_data_ptr(),
-                              dtype_of(saved_gradient, "saved_gradient"),
-                              static_cast<const T*>(grad_output.const_data_ptr()),
-                              static_cast<T>(factor),
-                              gradient.mutable_data_ptr(),
-                              dtype_of(gradient, "dtype"),
-                              saved_gradient.numel()};
-    Backend::template backward<T>(p, saved_gradient);
-  };
-  compute == ScalarType::Double ? run(double{}) : run(float{});
+                  "grad_output must be a 0-dim float32 tensor on saved_gradient's device.");
+  const BackwardParams p{saved_gradient.const_data_ptr(),
+                         dtype_of(saved_gradient, "saved_gradient"),
+                         static_cast<const float*>(grad_output.const_data_ptr()),
+                         static_cast<float>(factor),
+                         gradient.mutable_data_ptr(),
+                         dtype_of(gradient, "dtype"),
+                         saved_gradient.numel()};
+  STD_TORCH_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == p.dtype || p.saved_dtype == DType::kFloat32),
+                  "saved_gradient must be float32 or have the dtype of the gradient, which must not be float64.");
+  Backend::backward(p, saved_gradient);
 }
 
 template <typename Backend>

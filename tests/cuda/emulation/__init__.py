@@ -86,6 +86,10 @@ def _forward(sr, hr, step_tensor, step, *arguments):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
     call = _ops.Arguments(*arguments)
     dtype = compute_dtype(sr, hr)
+    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
+        hr = hr.to(dtype)
+    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
+        sr = sr.to(dtype)
     reduced = OUTPUTS[call.output] in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
     gradient = _poisoned(sr, call.gradient_dtype) if call.gradient_dtype else sr.new_empty(0, dtype=dtype)
@@ -117,8 +121,7 @@ def _forward(sr, hr, step_tensor, step, *arguments):
 
 
 def _run_backward(gradient, saved_gradient, grad_output, factor):
-    run = getattr(kernels, f"backward_{str(grad_output.dtype).removeprefix('torch.')}")
-    run(
+    kernels.backward(
         saved_gradient.data_ptr(),
         _DTYPES.index(saved_gradient.dtype),
         grad_output.data_ptr(),

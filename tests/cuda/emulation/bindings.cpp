@@ -98,13 +98,12 @@ void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multip
   check(pspl::cuda::forward<T>(params<T>(d), workspace, device(multiprocessors), nullptr));
 }
 
-template <typename T>
-void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, T factor, uintptr_t gradient, int dtype,
-              int64_t numel, int multiprocessors) {
-  check(pspl::cuda::backward<T>({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
-                                 reinterpret_cast<const T*>(grad_output), factor, reinterpret_cast<void*>(gradient),
-                                 static_cast<pspl::DType>(dtype), numel},
-                                device(multiprocessors), nullptr));
+void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float factor, uintptr_t gradient,
+              int dtype, int64_t numel, int multiprocessors) {
+  check(pspl::cuda::backward({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
+                              reinterpret_cast<const float*>(grad_output), factor, reinterpret_cast<void*>(gradient),
+                              static_cast<pspl::DType>(dtype), numel},
+                             device(multiprocessors), nullptr));
 }
 
 void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }
@@ -119,14 +118,16 @@ PYBIND11_MODULE(emulated_kernels, module) {
   module.def("busy_warps", &pspl::cuda::busy_warps);
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
-  module.def("backward_float32", &backward<float>);
-  module.def("backward_float64", &backward<double>);
+  module.def("backward", &backward);
+  module.def("has_kernels", [](int sr, int hr) {
+    return pspl::cuda::has_kernels(static_cast<pspl::DType>(sr), static_cast<pspl::DType>(hr));
+  });
   module.def("set_approximation", &set_approximation);
 
   // The shim's own arithmetic, to be tested.
   module.def("rcp_approx", &emulation::rcp_approx);
   module.def("ex2_approx", &emulation::ex2_approx);
-  module.def("rsqrt_approx", &emulation::rsqrt_approx);
+  module.def("rsqrt_approx", &rsqrtf);
   module.def("half_bits", [](double value) { return __double2half(value).bits; });
   module.def("half_value", [](uint16_t bits) { return __half2float({bits}); });
   module.def("bfloat16_bits", [](double value) { return __double2bfloat16(value).bits; });
