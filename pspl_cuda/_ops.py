@@ -7,7 +7,7 @@ arguments are those of ``csrc/bindings/operators.h``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,10 +52,10 @@ class Arguments(NamedTuple):
     padding: int
     distance: int
     output: int
-    loss_weight: float
-    gradient_exponent: int
-    gradient_dtype: torch.dtype | None
-    with_stats: bool
+    loss_weight: float = 1.0
+    gradient_exponent: int = 0
+    gradient_dtype: torch.dtype | None = None
+    with_stats: bool = False
 
 
 forward = torch.ops.pspl_cuda.forward.default
@@ -65,25 +65,15 @@ backward_ = torch.ops.pspl_cuda.backward_.default
 
 @torch.library.register_fake("pspl_cuda::forward")
 def _forward_fake(
-    sr: Tensor,
-    hr: Tensor,
-    step_tensor: Tensor | None,
-    step: float,
-    constants: Sequence[float],
-    window_size: int,
-    padding: int,
-    distance: int,
-    output: int,
-    loss_weight: float,
-    gradient_exponent: int,
-    gradient_dtype: torch.dtype | None,
-    with_stats: bool,
+    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *positional: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = Arguments(*positional)
     dtype = compute_dtype(sr, hr)
-    reduced = OUTPUTS[output] in ("mean", "sum")
+    reduced = OUTPUTS[arguments.output] in ("mean", "sum")
     result = sr.new_empty((), dtype=dtype) if reduced else torch.empty_like(sr, dtype=dtype)
-    saved_gradient = torch.empty_like(sr, dtype=gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
-    return result, saved_gradient, sr.new_empty(4 if with_stats else 0, dtype=dtype)
+    saved = arguments.gradient_dtype
+    saved_gradient = torch.empty_like(sr, dtype=saved) if saved else sr.new_empty(0, dtype=dtype)
+    return result, saved_gradient, sr.new_empty(4 if arguments.with_stats else 0, dtype=dtype)
 
 
 @torch.library.register_fake("pspl_cuda::backward")
