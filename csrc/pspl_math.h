@@ -129,22 +129,6 @@ PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T 
   return {(square + eps_squared) * inverse_root, weight * difference * inverse_root};
 }
 
-// Multiplies every pixel's loss and gradient by `scale` (1/n for a mean, the weight of the loss) at no cost per pixel.
-// Eq. 10 is homogeneous in (M_a, eps): of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps. So it
-// suffices to scale gamma and eps, on the host. eps^2 stays a normal number: below that its effect is less than
-// rounding. The saved gradient is larger by 2^exponent, which keeps float16 in range; loss_scale reverses it exactly.
-template <typename T>
-void fold_scale(ForwardParams<T>& p, double gamma, double eps, double scale, int exponent) {
-  p.loss_scale = std::ldexp(1.0, -exponent);
-  scale = std::ldexp(scale, exponent);
-  const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
-  p.gamma = static_cast<T>(gamma * factor);
-  // From the rounded gamma, so that the mean attention can be recovered from the sum of the scaled one.
-  p.attention_scale = gamma > 0 ? static_cast<double>(p.gamma) / gamma : 1.0;
-  const double eps_squared = eps * eps * factor * factor;
-  p.eps_squared = static_cast<T>(std::fmax(eps_squared, static_cast<double>(std::numeric_limits<T>::min())));
-}
-
 // Stores the total over all pixels of one of the sums.
 template <typename T>
 PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
@@ -155,6 +139,36 @@ PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
     const double mean = total / static_cast<double>(p.numel());
     p.stats[sum - 1] = static_cast<T>(sum == kAttentionSum ? mean / p.attention_scale : mean);
   }
+}
+
+// ---------------------------------------------------------------- constants
+
+// Fills the numbers of p, whose sizes, output, distance and radius are set, on the host.
+//
+// Every pixel's loss and gradient is multiplied by a scale (1/n for a mean, the weight of the loss) at no cost per
+// pixel: Eq. 10 is homogeneous in (M_a, eps), of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps.
+// So it suffices to scale gamma and eps. eps^2 stays a normal number: below that its effect is less than rounding. The
+// saved gradient is larger by 2^gradient_exponent, which keeps float16 in range; loss_scale reverses it exactly.
+template <typename T>
+void set_constants(ForwardParams<T>& p, const Constants& c, double loss_weight, int gradient_exponent) {
+  fill_taps(p, c.sigma);
+  const auto square = [](double x) { return x * x; };
+  p.twice_c1 = static_cast<T>(2 * square(c.k1 * c.data_range));
+  p.twice_c2 = static_cast<T>(2 * square(c.k2 * c.data_range));
+  p.alpha = static_cast<T>(c.alpha);
+  p.beta = static_cast<T>(c.beta);
+  p.mu = static_cast<T>(c.mu);
+
+  const double weight = p.output == Output::kAttentionMap ? 1.0 : loss_weight;
+  const double elements = p.output == Output::kMean ? static_cast<double>(p.numel()) : 1.0;
+  const double scale = std::ldexp(weight / elements, gradient_exponent);
+  const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
+  p.loss_scale = std::ldexp(1.0, -gradient_exponent);
+  p.gamma = static_cast<T>(c.gamma * factor);
+  // From the rounded gamma, so that the mean attention can be recovered from the sum of the scaled one.
+  p.attention_scale = c.gamma > 0 ? static_cast<double>(p.gamma) / c.gamma : 1.0;
+  const double eps_squared = c.eps * c.eps * factor * factor;
+  p.eps_squared = static_cast<T>(std::fmax(eps_squared, static_cast<double>(std::numeric_limits<T>::min())));
 }
 
 // ---------------------------------------------------------------- padding

@@ -66,7 +66,12 @@ struct GradientImage {
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// T is the compute type: float, or double if an input is float64.
+// The numbers of a loss as its caller gives them: the float fields of Config in pspl_cuda/config.py, in their order.
+struct Constants {
+  double alpha, beta, gamma, mu, data_range, sigma, k1, k2, eps;
+};
+
+// T is the compute type: float, or double if an input is float64. set_constants() in pspl_math.h fills the numbers.
 template <typename T>
 struct ForwardParams {
   // Sizes; every one is at least 1.
@@ -77,7 +82,7 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once.
+  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once, to T or to sr's dtype.
   GradientImage gradient;
   OutputImage<T> map;
   Output output;
@@ -99,9 +104,9 @@ struct ForwardParams {
   const void* step_tensor;  // 0-dim, in the kernel's memory, read by the kernel
   DType step_dtype;         // kFloat32 or kFloat64
 
-  // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see fold_scale().
+  // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see set_constants().
   double attention_scale;
-  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see fold_scale()
+  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see set_constants()
   T* loss;            // 0-dim; null if no reduced loss is requested
   T* stats;           // [kNumStats]; null if not requested
 
@@ -109,15 +114,14 @@ struct ForwardParams {
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in T and rounded once
-// to dtype. saved_dtype is T's or dtype. In place if gradient is saved_gradient; a product of 1 then leaves the memory
-// unchanged.
-template <typename T>
+// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in float32 and rounded
+// once to dtype, which is not float64. saved_dtype is float32 or dtype. In place if gradient is saved_gradient; a
+// product of 1 then leaves the memory unchanged.
 struct BackwardParams {
   const void* saved_gradient;
   DType saved_dtype;
-  const T* grad_output;  // 0-dim, in the kernel's memory
-  T factor;              // loss_scale for sr, -loss_scale for hr
+  const float* grad_output;  // 0-dim, in the kernel's memory
+  float factor;              // loss_scale for sr, -loss_scale for hr
   void* gradient;
   DType dtype;
   int64_t numel;

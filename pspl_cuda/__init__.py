@@ -6,7 +6,8 @@ Lin, Gao, Wang, Li: Pixel-level Self-Paced Learning for Super-Resolution, ICASSP
 from importlib.metadata import PackageNotFoundError, version
 
 from ._library import backend_info
-from .functional import attention_map, pspl_loss, similarity_map
+from .functional import pspl_loss
+from .maps import attention_map, similarity_map
 from .module import PSPLLoss
 from .stats import PSPLStats
 

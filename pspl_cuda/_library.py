@@ -40,13 +40,9 @@ def _find_package() -> Path:
     return next((folder for folder in (here, *installed) if _files(folder, "_cpu") or _files(folder, "_cuda")), here)
 
 
-def _read_build(package: Path) -> dict:
-    path = package / "_build.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 _PACKAGE = _find_package()
-_BUILD = _read_build(_PACKAGE)
+_RECORD = _PACKAGE / "_build.json"
+_BUILD: dict = json.loads(_RECORD.read_text()) if _RECORD.exists() else {}
 
 
 def load() -> None:

@@ -6,7 +6,8 @@ arguments are those of ``csrc/bindings/operators.h``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +22,14 @@ DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 #   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
 #   stats           [4] in the order of PSPLStats; empty unless with_stats
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
-# padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
+# constants is Config.constants; padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 DEFINITIONS.define(
-    "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float alpha, float beta, float gamma, float mu, "
-    "int window_size, float sigma, float c1, float c2, int padding, int distance, float eps, float loss_weight, "
-    "int gradient_exponent, int output, ScalarType? gradient_dtype, bool with_stats) "
+    "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float[] constants, int window_size, int padding, "
+    "int distance, int output, float loss_weight, int gradient_exponent, ScalarType? gradient_dtype, bool with_stats) "
     "-> (Tensor result, Tensor saved_gradient, Tensor stats)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# Returns factor * grad_output * saved_gradient, formed in grad_output's dtype and rounded once to dtype.
+# Returns factor * grad_output * saved_gradient, formed in float32, which grad_output has, and rounded once to dtype.
 DEFINITIONS.define(
     "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
@@ -44,25 +44,18 @@ DEFINITIONS.define("cpu_instruction_set() -> str")
 _library.load()
 
 
-class Constants(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments of the forward operator after ``step``, in the order of its schema."""
 
-    alpha: float
-    beta: float
-    gamma: float
-    mu: float
+    constants: Sequence[float]
     window_size: int
-    sigma: float
-    c1: float
-    c2: float
     padding: int
     distance: int
-    eps: float
-    loss_weight: float
-    gradient_exponent: int
     output: int
-    gradient_dtype: torch.dtype | None
-    with_stats: bool
+    loss_weight: float = 1.0
+    gradient_exponent: int = 0
+    gradient_dtype: torch.dtype | None = None
+    with_stats: bool = False
 
 
 forward = torch.ops.pspl_cuda.forward.default
@@ -72,32 +65,15 @@ backward_ = torch.ops.pspl_cuda.backward_.default
 
 @torch.library.register_fake("pspl_cuda::forward")
 def _forward_fake(
-    sr: Tensor,
-    hr: Tensor,
-    step_tensor: Tensor | None,
-    step: float,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    mu: float,
-    window_size: int,
-    sigma: float,
-    c1: float,
-    c2: float,
-    padding: int,
-    distance: int,
-    eps: float,
-    loss_weight: float,
-    gradient_exponent: int,
-    output: int,
-    gradient_dtype: torch.dtype | None,
-    with_stats: bool,
+    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *positional: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = Arguments(*positional)
     dtype = compute_dtype(sr, hr)
-    reduced = OUTPUTS[output] in ("mean", "sum")
+    reduced = OUTPUTS[arguments.output] in ("mean", "sum")
     result = sr.new_empty((), dtype=dtype) if reduced else torch.empty_like(sr, dtype=dtype)
-    saved_gradient = torch.empty_like(sr, dtype=gradient_dtype) if gradient_dtype else sr.new_empty(0, dtype=dtype)
-    return result, saved_gradient, sr.new_empty(4 if with_stats else 0, dtype=dtype)
+    saved = arguments.gradient_dtype
+    saved_gradient = torch.empty_like(sr, dtype=saved) if saved else sr.new_empty(0, dtype=dtype)
+    return result, saved_gradient, sr.new_empty(4 if arguments.with_stats else 0, dtype=dtype)
 
 
 @torch.library.register_fake("pspl_cuda::backward")

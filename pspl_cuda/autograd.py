@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops, reference
-from .config import DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
+from .config import CONSTANTS, DISTANCES, OUTPUTS, PADDINGS, REDUCTIONS, Config, compute_dtype
 
 
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 by the fused kernel of the images' device."""
     _check_transforms()
-    return _forward_below_autograd(sr, hr, 0.0, _constants(config, "similarity"))[0]
+    return _forward(sr, hr, 0.0, _arguments(config, "similarity"))[0]
 
 
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
     _check_transforms(step)
-    return _forward_below_autograd(sr, hr, step, _constants(config, "attention"))[0]
+    step, config = _as_inputs(step, config)
+    return _forward(sr, hr, step, _arguments(config, "attention"))[0]
 
 
 def loss(
@@ -39,78 +40,62 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
     _check_transforms(sr, hr, step)
+    step, config = _as_inputs(step, config)
     needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
     dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
     compiling = torch.compiler.is_compiling()  # such programs must not contain what is only faster in eager mode
-    make_constants = _constants if compiling else _cached_constants
-    constants = make_constants(config, config.reduction, loss_weight, exponent, dtype, with_stats)
-    if not needs_gradient:
-        value, _, stats = _forward_below_autograd(sr, hr, step, constants)
-    elif torch.compiler.is_exporting() or torch.jit.is_tracing():  # the program cannot contain the autograd node
-        value, _, stats = _forward(sr, hr, step, constants)
-    else:
-        apply = _Loss.apply if compiling else _eager_apply
-        value, stats = apply(sr, hr, step, constants, False)
+    make_arguments = _arguments if compiling else _cached_arguments
+    arguments = make_arguments(config, config.reduction, loss_weight, exponent, dtype, with_stats)
+    # Exported and traced programs cannot contain the autograd node: the operator under autograd stays in them.
+    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if needs_gradient and not exporting:
+        return (_Loss.apply if compiling else _eager_apply)(sr, hr, step, arguments, False)
+    value, _, stats = _forward(sr, hr, step, arguments, derivative=needs_gradient)
     return value, stats
 
 
-def _constants(
-    config: Config,
-    output: str,
-    loss_weight: float = 1.0,
-    gradient_exponent: int = 0,
-    gradient_dtype: torch.dtype | None = None,
-    with_stats: bool = False,
-) -> _ops.Constants:
-    numbers = {name: getattr(config, name) for name in _ops.Constants._fields if hasattr(config, name)}
-    numbers |= {"padding": PADDINGS.index(config.padding), "distance": DISTANCES.index(config.distance)}
-    return _ops.Constants(
-        **numbers,
-        loss_weight=loss_weight,
-        gradient_exponent=gradient_exponent,
-        output=OUTPUTS.index(output),
-        gradient_dtype=gradient_dtype,
-        with_stats=with_stats,
-    )
+def _as_inputs(step: float | Tensor, config: Config) -> tuple[float | Tensor, Config]:
+    """Under compile, ``alpha * step + beta`` as the step of alpha = 1 and beta = 0.
+
+    A float of an operator is a constant of the graph, which each new value compiles again; a tensor is an input.
+    """
+    if isinstance(step, Tensor) and torch.compiler.is_dynamo_compiling():
+        step = step * config.alpha + config.beta if config.alpha != 0 else torch.full_like(step, config.beta)
+        config = config._replace(alpha=1.0, beta=0.0)
+    return step, config
 
 
-_cached_constants = functools.lru_cache(maxsize=256)(_constants)
+def _arguments(config: Config, output: str, *more: Any) -> _ops.Arguments:
+    """The arguments of the operator for ``config``; ``more`` are those from ``loss_weight`` on, by default those of a map."""
+    choices = PADDINGS.index(config.padding), DISTANCES.index(config.distance), OUTPUTS.index(output)
+    return _ops.Arguments(config.constants, config.window_size, *choices, *more)
 
 
-def _forward(sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants) -> tuple[Tensor, Tensor, Tensor]:
-    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
-    return _ops.forward(sr, hr, step_tensor, number, *constants)
+_cached_arguments = functools.lru_cache(maxsize=256)(_arguments)
 
 
-def _forward_below_autograd(
-    sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants
+def _forward(
+    sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments, derivative: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward operator without its derivative, which _Loss supplies or the caller does not need."""
-    if torch.compiler.is_dynamo_compiling():
-        if isinstance(step, Tensor):
-            # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is not.
-            alpha, beta = constants.alpha, constants.beta
-            step = step * alpha + beta if alpha != 0 else torch.full_like(step, beta)
-            constants = constants._replace(alpha=1.0, beta=0.0)
-        return _forward(sr, hr, step, constants)
+    """The forward operator, by default without its derivative, which _Loss supplies or the caller does not need."""
+    step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
+    if derivative or torch.compiler.is_dynamo_compiling():
+        return _ops.forward(sr, hr, step_tensor, number, *arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward(sr, hr, step, constants)
+        return _ops.forward(sr, hr, step_tensor, number, *arguments)
 
 
 # The innermost of torch.func's transforms, or None. A private function of torch: without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
-
-
-def _dual_level() -> int:
-    """The level of forward-mode differentiation, -1 outside. A private variable of torch: without it, each tensor is asked."""
-    return getattr(forward_ad, "_current_level", 0)
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
 
 
 def _check_transforms(*arguments: float | Tensor) -> None:
     if torch.compiler.is_compiling():
         return
-    # torch would treat the operator as a constant with zero derivative.
-    if _dual_level() >= 0 and any(
+    # torch would treat the operator as a constant with zero derivative. Outside forward mode its level, a private variable of
+    # torch, is -1; without it, each tensor is tested.
+    if getattr(forward_ad, "_current_level", 0) >= 0 and any(
         isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None for argument in arguments
     ):
         raise RuntimeError(
@@ -132,11 +117,11 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, constants: _ops.Constants, expose: bool
+        ctx: Any, sr: Tensor, hr: Tensor, step: float | Tensor, arguments: _ops.Arguments, expose: bool
     ) -> tuple[Tensor, ...]:
-        value, saved_gradient, stats = _forward_below_autograd(sr, hr, step, constants)
+        value, saved_gradient, stats = _forward(sr, hr, step, arguments)
         ctx.set_materialize_grads(False)
-        ctx.constants = constants
+        ctx.arguments = arguments
         ctx.exposed = expose
         ctx.dtypes = (sr.dtype, hr.dtype)
         ctx.hr_strides = None
@@ -144,13 +129,11 @@ class _Loss(torch.autograd.Function):
             ctx.hr_strides = torch.empty_like(hr, device="meta").stride()
         # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
         # be saved; only the second derivative is then an error. torch.compile does not support second derivatives.
-        ctx.curved = constants.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
-        if ctx.curved and not (sr.is_inference() or hr.is_inference()):
-            ctx.save_for_backward(saved_gradient, sr, hr)
-            # A copy, because a schedule may update step in place before backward.
+        ctx.curved = arguments.distance != DISTANCES.index("l1") and not torch.compiler.is_compiling()
+        images = (sr, hr) if ctx.curved and not (sr.is_inference() or hr.is_inference()) else ()
+        ctx.save_for_backward(saved_gradient, *images)
+        if images:  # a copy, because a schedule may update step in place before backward
             ctx.step = step.clone() if isinstance(step, Tensor) else step
-        else:
-            ctx.save_for_backward(saved_gradient)
         constant_outputs = (stats, saved_gradient) if expose else (stats,)
         ctx.mark_non_differentiable(*constant_outputs)
         return value, *constant_outputs
@@ -162,24 +145,25 @@ class _Loss(torch.autograd.Function):
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
         sr_dtype, hr_dtype = ctx.dtypes
-        factor = math.ldexp(1.0, -ctx.constants.gradient_exponent)
+        factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
-        # Compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, batched gradients: PyTorch.
+        # PyTorch: float64, compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, and batched
+        # gradients (is_grads_batched, vectorize=True).
         if (
-            torch.compiler.is_compiling()
+            grad_output.dtype == torch.float64
+            or torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or grad_output.dim() > 0
-            or _is_batched(grad_output)
+            or _peek_transforms() is not None
+            or _is_legacy_batched(grad_output)
         ):
             if torch.is_grad_enabled() and ctx.curved:
                 gradient = _differentiable_gradient(ctx, images) * grad_output
             else:
                 # In grad_output's type: a 0-dim factor beyond the range of float16 must not be rounded to it.
                 gradient = saved_gradient.to(grad_output.dtype) * (grad_output * factor)
-            if needs_sr:
-                sr_gradient = gradient.to(sr_dtype)
-            if needs_hr:
-                hr_gradient = (-gradient).to(hr_dtype)
+            sr_gradient = gradient.to(sr_dtype) if needs_sr else None
+            hr_gradient = (-gradient).to(hr_dtype) if needs_hr else None
         else:
             if needs_hr:
                 hr_gradient = _ops.backward(saved_gradient, grad_output, -factor, hr_dtype)
@@ -189,10 +173,8 @@ class _Loss(torch.autograd.Function):
                 torch.autograd.graph.increment_version(sr_gradient)
             elif needs_sr:
                 sr_gradient = _ops.backward(saved_gradient, grad_output, factor, sr_dtype)
-        if hr_gradient is not None and ctx.hr_strides is not None:
-            # It has the strides of sr.
-            result = torch.empty_strided(hr_gradient.shape, ctx.hr_strides, dtype=hr_dtype, device=hr_gradient.device)
-            hr_gradient = result.copy_(hr_gradient)
+        if hr_gradient is not None and ctx.hr_strides is not None:  # it has the strides of sr
+            hr_gradient = hr_gradient.new_empty_strided(hr_gradient.shape, ctx.hr_strides).copy_(hr_gradient)
         return sr_gradient, hr_gradient, None, None, None
 
 
@@ -201,18 +183,18 @@ _eager_apply = super(torch.autograd.Function, _Loss).apply
 
 
 def _operator(
-    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *arguments: Any
+    sr: Tensor, hr: Tensor, step_tensor: Tensor | None, step: float, *positional: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward operator under autograd, which exported and traced programs call."""
-    constants = _ops.Constants(*arguments)
+    arguments = _ops.Arguments(*positional)
     step_argument = step if step_tensor is None else step_tensor
-    is_loss = 0 <= constants.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
+    is_loss = 0 <= arguments.output < len(REDUCTIONS)  # the first of OUTPUTS; the kernel refuses an unknown one
     if not (is_loss and torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)):
-        return _forward_below_autograd(sr, hr, step_argument, constants)
-    traced_without_gradient = constants.gradient_dtype is None
+        return _forward(sr, hr, step_argument, arguments)
+    traced_without_gradient = arguments.gradient_dtype is None
     if traced_without_gradient:
-        constants = constants._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
-    value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, constants, True)
+        arguments = arguments._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
+    value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, arguments, True)
     return value, saved_gradient.new_empty(0) if traced_without_gradient else saved_gradient, stats
 
 
@@ -238,14 +220,6 @@ def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) ->
     return sr.dtype, 1 - math.frexp(scale)[1]
 
 
-_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
-
-
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether autograd runs the backward pass under vmap (is_grads_batched, vectorize=True)."""
-    return _peek_transforms() is not None or _is_legacy_batched(tensor)
-
-
 # Whether the current backward pass keeps its graph (retain_graph). Otherwise a saved tensor is not needed again, and its memory
 # becomes the gradient's. A private function of torch, which torch.compile's graphs call for the same purpose; without it the
 # gradient is allocated separately.
@@ -260,11 +234,10 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
             "autograd cannot save. Pass its clone(), made outside inference mode."
         )
     sr, hr = images
-    constants: _ops.Constants = ctx.constants
-    attention_constants = constants._replace(
-        output=OUTPUTS.index("attention"), loss_weight=1.0, gradient_exponent=0, gradient_dtype=None, with_stats=False
-    )
+    arguments: _ops.Arguments = ctx.arguments
+    of_attention = _ops.Arguments(*arguments[:4], output=OUTPUTS.index("attention"))
     with torch.no_grad():
-        attention = _forward_below_autograd(sr, hr, ctx.step, attention_constants)[0]
-    config = Config(distance=DISTANCES[constants.distance], eps=constants.eps, reduction=OUTPUTS[constants.output])
-    return constants.loss_weight * reference.distance_gradient(sr, hr, attention, config)
+        attention = _forward(sr, hr, ctx.step, of_attention)[0]
+    constants: dict[str, Any] = dict(zip(CONSTANTS, arguments.constants, strict=True))
+    config = Config(**constants, distance=DISTANCES[arguments.distance], reduction=OUTPUTS[arguments.output])
+    return arguments.loss_weight * reference.distance_gradient(sr, hr, attention, config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,7 @@ BACKENDS = ("auto", "cuda", "cpu", "reference")
 
 # kMaxRadius of csrc/pspl_params.h, as a window.
 MAX_WINDOW_SIZE = 511
-
-# The largest count: far beyond any training, and exact in float64.
-MAX_COUNT = 2**53
+MAX_FLOAT = sys.float_info.max
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -34,91 +33,83 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class Config(NamedTuple):
     """The constants of one loss. Defaults are the paper's; :func:`pspl_cuda.pspl_loss` documents each for users."""
 
-    alpha: float = 1.0  # growth of delta per step (Eq. 8), at least 0
-    beta: float = 0.0  # initial delta (Eq. 8), at least 0
-    gamma: float = 2.0  # largest attention (Eq. 7), at least 0
+    alpha: float = 1.0  # growth of delta per step (Eq. 8)
+    beta: float = 0.0  # initial delta (Eq. 8)
+    gamma: float = 2.0  # largest attention (Eq. 7)
     mu: float = -1.0  # similarity with the largest attention (Eq. 7)
-    distance: str = "l1"  # Eq. 10, one of DISTANCES
-    data_range: float = 1.0  # L in C1 = (k1 L)^2 and C2 = (k2 L)^2 (Eq. 5), above 0
-    window_size: int = 11  # width of the Gaussian window (Eq. 4) in pixels, odd, 1 to MAX_WINDOW_SIZE
-    sigma: float = 1.5  # standard deviation of the window in pixels, above 0
-    k1: float = 0.01  # luminance constant of Eq. 5, above 0
-    k2: float = 0.03  # contrast constant of Eq. 5, above 0
-    padding: str = "zeros"  # outside the image, one of PADDINGS
-    eps: float = 1e-3  # of the charbonnier distance, in pixel units, above 0
-    reduction: str = "mean"  # over all elements, one of REDUCTIONS
+    distance: str = "l1"  # Eq. 10
+    data_range: float = 1.0  # L in C1 = (k1 L)^2 and C2 = (k2 L)^2 (Eq. 5)
+    window_size: int = 11  # width of the Gaussian window (Eq. 4) in pixels
+    sigma: float = 1.5  # standard deviation of the window in pixels
+    k1: float = 0.01  # luminance constant of Eq. 5
+    k2: float = 0.03  # contrast constant of Eq. 5
+    padding: str = "zeros"  # outside the image
+    eps: float = 1e-3  # of the charbonnier distance, in pixel units
+    reduction: str = "mean"  # over all elements
 
     @property
-    def c1(self) -> float:
-        """C1 of Eq. 5."""
-        return (self.k1 * self.data_range) ** 2
-
-    @property
-    def c2(self) -> float:
-        """C2 of Eq. 5."""
-        return (self.k2 * self.data_range) ** 2
+    def constants(self) -> tuple[float, ...]:
+        """The values of CONSTANTS."""
+        return tuple(getattr(self, name) for name in CONSTANTS)
 
 
 # The source of every default in the public signatures.
 DEFAULTS = Config()
 
+# The numbers of the kernels' formulas with their ranges, in the order of struct Constants of csrc/pspl_params.h.
+CONSTANTS: dict[str, dict[str, float]] = {
+    **{name: {"least": 0} for name in ("alpha", "beta", "gamma")},
+    "mu": {},
+    **{name: {"above": 0} for name in ("data_range", "sigma", "k1", "k2", "eps")},
+}
+_CHOICES = {"distance": DISTANCES, "padding": PADDINGS, "reduction": REDUCTIONS}
 
-def _shown(value: object) -> str:
+
+def is_a(value: object, types: type | tuple[type, ...]) -> bool:
+    """isinstance(), with bool not counted as a number."""
+    return isinstance(value, types) and (types is bool or not isinstance(value, bool))
+
+
+def refusal(name: str, value: object, types: type | tuple[type, ...], expected: str) -> TypeError | ValueError:
+    """The error for an argument: a TypeError if its value is of none of ``types``, else a ValueError."""
+    if not is_a(value, types):
+        return TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
     # repr() of an integer of thousands of digits is an error in Python.
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"
-    return repr(value)
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return ValueError(f"{name} is {f'an integer of {bits} bits' if bits > 64 else repr(value)}; expected {expected}.")
 
 
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer outside the range of float64
-        return math.inf if value > 0 else -math.inf
-
-
-def check_scalar(name: str, value: object, *, above: float | None = None, least: float | None = None) -> float:
+def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -MAX_FLOAT) -> float:
     """Return ``value`` as a float if it is a finite number above ``above`` and of at least ``least``; raise otherwise."""
-    expected = "a finite number"
-    if above is not None:
-        expected += f" above {above:g}"
-    if least is not None:
-        expected += f" of at least {least:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
-    number = _as_float(value)
-    finite = -math.inf < number < math.inf  # math.isfinite cannot be compiled for a float that changes
-    ok = finite and (above is None or number > above) and (least is None or number >= least)
-    if not ok:
-        raise ValueError(f"{name} is {_shown(value)}; expected {expected}.")
-    return number
+    # math.isfinite cannot be compiled for a float that changes.
+    if is_a(value, (int, float)) and value > above and least <= value <= MAX_FLOAT:
+        return float(value)
+    bound = f" above {above:g}" if above > -MAX_FLOAT else f" of at least {least:g}" if least > -MAX_FLOAT else ""
+    raise refusal(name, value, (int, float), f"a finite number{bound}")
 
 
-def check_count(name: str, value: object, *, least: int, most: int = MAX_COUNT) -> int:
-    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer of at least {least}.")
-    if value < least:
-        raise ValueError(f"{name} is {_shown(value)}; expected an integer of at least {least}.")
-    if value > most:
-        raise ValueError(f"{name} is {_shown(value)}; expected an integer from {least} to {most}.")
-    return value
-
-
-def check_flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: Any) -> bool:
     """Return ``value`` if it is True or False; raise otherwise."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is of type {type(value).__name__}; expected True or False.")
-    return value
+    if isinstance(value, bool):
+        return value
+    raise refusal(name, value, bool, "True or False")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of the strings ``choices``; raise otherwise."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}; expected one of {', '.join(map(repr, choices))}.")
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-    return value
+    if isinstance(value, str) and value in choices:
+        return value
+    raise refusal(name, value, str, f"one of {', '.join(map(repr, choices))}")
+
+
+def _check_field(name: str, value: Any) -> Any:
+    if name in _CHOICES:
+        return check_choice(name, value, _CHOICES[name])
+    if name == "window_size":
+        if is_a(value, int) and 1 <= value <= MAX_WINDOW_SIZE and value % 2 == 1:
+            return value
+        raise refusal(name, value, int, f"an odd integer from 1 to {MAX_WINDOW_SIZE}")
+    return check_scalar(name, value, **CONSTANTS[name])
 
 
 def _check_magnitude(what: str, value: float, least: float, most: float) -> None:
@@ -130,37 +121,13 @@ def _check_magnitude(what: str, value: float, least: float, most: float) -> None
 
 
 def _check_config(*constants: Any) -> Config:
-    config = Config(*constants)
-    size = config.window_size
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"window_size is of type {type(size).__name__}; expected an odd integer.")
-    if not (1 <= size <= MAX_WINDOW_SIZE and size % 2 == 1):
-        raise ValueError(f"window_size is {_shown(size)}; expected an odd integer from 1 to {MAX_WINDOW_SIZE}.")
-    config = Config(
-        alpha=check_scalar("alpha", config.alpha, least=0),
-        beta=check_scalar("beta", config.beta, least=0),
-        gamma=check_scalar("gamma", config.gamma, least=0),
-        mu=check_scalar("mu", config.mu),
-        distance=check_choice("distance", config.distance, DISTANCES),
-        data_range=check_scalar("data_range", config.data_range, above=0),
-        window_size=size,
-        sigma=check_scalar("sigma", config.sigma, above=0),
-        k1=check_scalar("k1", config.k1, above=0),
-        k2=check_scalar("k2", config.k2, above=0),
-        padding=check_choice("padding", config.padding, PADDINGS),
-        eps=check_scalar("eps", config.eps, above=0),
-        reduction=check_choice("reduction", config.reduction, REDUCTIONS),
-    )
-    for name in ("alpha", "beta", "gamma"):
-        if getattr(config, name) != 0:
-            _check_magnitude(name, getattr(config, name), 1e-37, 1e37)
-    _check_magnitude("mu", config.mu, 0, 1e37)
+    config = Config(*map(_check_field, Config._fields, constants))
+    for name in ("alpha", "beta", "gamma", "mu"):
+        value = getattr(config, name)
+        _check_magnitude(name, value, 0 if value == 0 or name == "mu" else 1e-37, 1e37)
     # The kernels use the squares of these.
-    for what, root in (
-        ("k1 * data_range", config.k1 * config.data_range),
-        ("k2 * data_range", config.k2 * config.data_range),
-        ("eps", config.eps),
-    ):
+    roots = {"k1 * data_range": config.k1 * config.data_range, "k2 * data_range": config.k2 * config.data_range}
+    for what, root in {**roots, "eps": config.eps}.items():
         _check_magnitude(what, root, math.sqrt(1e-37), math.sqrt(1e37))
     return config
 
@@ -199,9 +166,7 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
     """Raise unless ``sr`` and ``hr`` are two images, or batches of images, that can be compared pixel by pixel."""
     for name, image in (("sr", sr), ("hr", hr)):
         if not isinstance(image, Tensor):
-            raise TypeError(
-                f"{name} is of type {type(image).__name__}; expected a torch.Tensor of shape [..., C, H, W]."
-            )
+            raise refusal(name, image, Tensor, "a torch.Tensor of shape [..., C, H, W]")
         _check_plain(name, image)
         if image.dtype not in DTYPES:
             raise TypeError(
@@ -242,11 +207,12 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
         if step.dtype not in (torch.float32, torch.float64):
             step = step.to(torch.float64)
         return step
-    if isinstance(step, bool) or not isinstance(step, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"step is of type {type(step).__name__}; expected a number or a 0-dim tensor.")
+    numbers = (int, float, torch.SymInt, torch.SymFloat)
+    if not is_a(step, numbers):
+        raise refusal("step", step, numbers, "a number or a 0-dim tensor")
     if not step >= 0:
-        raise ValueError(f"step is {_shown(step)}; expected a number of at least 0.")
+        raise refusal("step", step, numbers, "a number of at least 0")
     if torch.compiler.is_compiling():
         # An operator's float argument is a constant of the compiled graph: each new step would compile again.
         return torch.ones((), dtype=torch.float64, device=device) * step
-    return _as_float(step)
+    return float(step) if step <= MAX_FLOAT else math.inf

@@ -102,100 +102,21 @@ def loss(
     return (value, PSPLStats._make((*stats.unbind(), config.data_range))) if return_stats else value
 
 
-@torch.no_grad()
-def similarity_map(
-    sr: Tensor,
-    hr: Tensor,
-    *,
-    data_range: float = DEFAULTS.data_range,
-    window_size: int = DEFAULTS.window_size,
-    sigma: float = DEFAULTS.sigma,
-    k1: float = DEFAULTS.k1,
-    k2: float = DEFAULTS.k2,
-    padding: str = DEFAULTS.padding,
-    backend: str = "auto",
-) -> Tensor:
-    """The similarity map M_s: SSIM per pixel and channel, of the images' size (Eq. 3 to 5).
-
-    Images, keywords and errors are as in :func:`pspl_loss`.
-
-    Returns:
-        A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
-        an image is float64; without gradient.
-    """
-    config = check_config(
-        DEFAULTS._replace(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
-    )
-    check_images(sr, hr)
-    return choose_backend(backend, sr.device).similarity_map(sr, hr, config)
-
-
-@torch.no_grad()
-def attention_map(
-    sr: Tensor,
-    hr: Tensor,
-    step: float | Tensor,
-    *,
-    alpha: float = DEFAULTS.alpha,
-    beta: float = DEFAULTS.beta,
-    gamma: float = DEFAULTS.gamma,
-    mu: float = DEFAULTS.mu,
-    data_range: float = DEFAULTS.data_range,
-    window_size: int = DEFAULTS.window_size,
-    sigma: float = DEFAULTS.sigma,
-    k1: float = DEFAULTS.k1,
-    k2: float = DEFAULTS.k2,
-    padding: str = DEFAULTS.padding,
-    backend: str = "auto",
-) -> Tensor:
-    """The attention map M_a: the weight that :func:`pspl_loss` gives to each pixel and channel (Eq. 6 to 8).
-
-    Images, keywords and errors are as in :func:`pspl_loss`.
-
-    Returns:
-        A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.
-    """
-    config = check_config(
-        DEFAULTS._replace(
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            mu=mu,
-            data_range=data_range,
-            window_size=window_size,
-            sigma=sigma,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-        )
-    )
-    check_images(sr, hr)
-    step = check_step(step, sr.device)
-    return choose_backend(backend, sr.device).attention_map(sr, hr, step, config)
-
-
-# ---------------------------------------------------------------- the choice of a backend
-
-
 def choose_backend(backend: str, device: torch.device) -> ModuleType:
-    """Return the module, ``autograd`` or ``reference``, whose functions run a call for tensors on ``device``.
-
-    ``"auto"`` (or the environment variable PSPL_BACKEND in its place) selects the fused kernel of the device, or the reference,
-    with one warning, if there is none. Any other name selects that backend, or raises.
-    """
+    """Return the module, ``autograd`` or ``reference``, whose functions run a call for tensors on ``device``."""
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
         from_environment = os.environ.get("PSPL_BACKEND", "auto")
         backend = check_choice("the environment variable PSPL_BACKEND", from_environment, BACKENDS)
     if backend == "reference":
         return reference
-    if backend not in ("auto", device.type):
-        check_backend(backend)
+    kernel = device.type if backend == "auto" else backend
+    reason = unavailable_reason(kernel, device)
+    if reason is None and kernel != device.type:
         raise ValueError(
             f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
             'Move the images, or pass backend="auto".'
         )
-    reason = _unavailable_reason(device)
     if reason is None:
         return autograd
     if backend != "auto":
@@ -213,20 +134,12 @@ def choose_backend(backend: str, device: torch.device) -> ModuleType:
 _warned: set[str] = set()
 
 
-def check_backend(backend: str) -> None:
-    """Raise unless ``backend`` is a known name and, if it names a kernel, that kernel is loaded."""
-    check_choice("backend", backend, BACKENDS)
-    reason = _library.reasons.get(backend)
-    if reason is not None:
-        raise RuntimeError(f"backend is {backend!r}, but that kernel is not available: {reason}")
-
-
-def _unavailable_reason(device: torch.device) -> str | None:
-    """Why the fused kernel does not run on ``device``, as a sentence; None if it does."""
-    if device.type not in _library.reasons:
-        return f"there is no fused kernel for {device.type} tensors."
-    reason = _library.reasons[device.type]
+def unavailable_reason(kernel: str, device: torch.device | None = None) -> str | None:
+    """Why the fused kernel of a device type is not available, or does not run on ``device``; None if it does."""
+    if kernel not in _library.reasons:
+        return f"there is no fused kernel for {kernel} tensors."
+    reason = _library.reasons[kernel]
     # A query of the GPU would break a compiled graph. The kernel reports the same error itself.
-    if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
+    if reason is None and device is not None and kernel == device.type == "cuda" and not torch.compiler.is_compiling():
         reason = _library.gpu_reason(device.index)
-    return reason and f"the {device.type} kernel is not available: {reason}"
+    return reason and f"the {kernel} kernel is not available: {reason}"

@@ -11,14 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import DEFAULTS, MAX_COUNT, Config, check_config, check_count, check_flag, check_scalar
-from .functional import check_backend
+from . import _library
+from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_scalar, is_a, refusal
 from .functional import loss as functional_loss
+from .functional import unavailable_reason
 from .stats import PSPLStats
 
 AUTHORS_ITERATIONS_PER_STEP = 1000
 # Attention is uniform to 1 % from step 20 on, with the default alpha, beta and mu. 60 steps in a run reach it after a third.
 STEPS_OF_A_RUN = 60
+# The largest count: far beyond any training, and exact in float64.
+MAX_COUNT = 2**53
+
+
+def check_count(name: str, value: Any, *, least: int, most: int = MAX_COUNT) -> int:
+    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
+    if is_a(value, int) and least <= value <= most:
+        return value
+    too_large = is_a(value, int) and value > most
+    raise refusal(name, value, int, f"an integer {f'from {least} to {most}' if too_large else f'of at least {least}'}")
 
 
 def _int64_tensor(*values: int) -> Tensor:
@@ -113,8 +124,9 @@ class PSPLLoss(nn.Module):
         self.config = check_config(
             Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
         )
-        check_backend(backend)
-        self.backend = backend
+        self.backend = check_choice("backend", backend, BACKENDS)
+        if backend in _library.reasons and (reason := unavailable_reason(backend)):
+            raise RuntimeError(f"backend is {backend!r}, but {reason}")
         self.return_stats = check_flag("return_stats", return_stats)
         self.loss_weight = check_scalar("loss_weight", loss_weight)
         if total_iterations is None:

@@ -89,11 +89,12 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     mean_sum, mean_difference = mean
     variance_sum, variance_difference = variance
 
+    c1, c2 = (config.k1 * config.data_range) ** 2, (config.k2 * config.data_range) ** 2
     # Eq. 5. A factor (a - b) / (a + b) is written 1 - 2 b / (a + b): exactly 1 for identical images, and in [-1, 1].
     b = mean_difference.square()
-    luminance = 1 - 2 * (b / (mean_sum.square() + 2 * config.c1 + b))
+    luminance = 1 - 2 * (b / (mean_sum.square() + 2 * c1 + b))
     b = variance_difference
-    structure = 1 - 2 * (b / (variance_sum + 2 * config.c2 + b))
+    structure = 1 - 2 * (b / (variance_sum + 2 * c2 + b))
     return luminance * structure
 
 

@@ -8,11 +8,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "../pspl_math.h"
 #include "../pspl_params.h"
@@ -60,15 +61,6 @@ inline InputImage input_image(const Tensor& tensor, const char* name) {
   return {tensor.const_data_ptr(), dtype_of(tensor, name), strides_of(tensor)};
 }
 
-inline GradientImage gradient_image(Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), dtype_of(tensor, "saved_gradient"), strides_of(tensor)};
-}
-
-template <typename T>
-OutputImage<T> output_image(Tensor& tensor) {
-  return {static_cast<T*>(tensor.mutable_data_ptr()), strides_of(tensor)};
-}
-
 // True if the elements fill their memory without gaps or overlap, in any order of the dimensions.
 inline bool is_dense(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
@@ -103,39 +95,18 @@ inline Tensor empty_vector(const Tensor& device_of, int64_t size, ScalarType dty
 
 // torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, as in the fake kernels.
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
-  if (is_dense(tensor)) return empty_strided(tensor, tensor.sizes(), tensor.strides(), dtype);
-  using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(tensor),
-                                    from(std::optional<ScalarType>(dtype)),
-                                    from(std::optional<torch::headeronly::Layout>()),
-                                    from(std::optional<torch::stable::Device>()),
-                                    from(std::optional<bool>()),
-                                    from(std::optional<torch::headeronly::MemoryFormat>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  const Tensor like = is_dense(tensor) ? tensor : torch::stable::empty_like(tensor);
+  return empty_strided(tensor, tensor.sizes(), like.strides(), dtype);
 }
-
-// The schema's arguments between the images and the outputs (pspl_cuda/_ops.py).
-struct Constants {
-  double alpha, beta, gamma, mu;
-  int64_t window_size;
-  double sigma, c1, c2;
-  int64_t padding;
-  int64_t distance;
-  double eps, loss_weight;
-  int64_t gradient_exponent;
-};
 
 template <typename Enum>
 bool is_value(int64_t number) {
   return number >= 0 && number < static_cast<int64_t>(Enum::kCount);
 }
 
-// All parameters except the outputs. pspl_cuda/config.py checks the same with more detailed messages; these checks
-// protect operators that are called directly.
+// The parameters that describe the images.
 template <typename T>
-ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::optional<Tensor>& step_tensor, double step,
-                             const Constants& constants, int64_t output) {
+ForwardParams<T> image_params(const Tensor& sr, const Tensor& hr) {
   const auto sizes = sr.sizes();
   const int64_t rank = sr.dim();
   STD_TORCH_CHECK(rank >= 3 && rank <= 5, "sr must have 3 to 5 dimensions, but has ", rank, ".");
@@ -143,16 +114,6 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
                   "sr and hr must have the same shape.");
   STD_TORCH_CHECK(sr.device() == hr.device(), "sr and hr must be on the same device.");
   STD_TORCH_CHECK(sr.numel() > 0, "sr and hr must not be empty.");
-  STD_TORCH_CHECK(
-      constants.window_size >= 1 && constants.window_size <= 2 * kMaxRadius + 1 && constants.window_size % 2 == 1,
-      "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", constants.window_size, ".");
-  STD_TORCH_CHECK(is_value<Padding>(constants.padding), "unknown padding ", constants.padding, ".");
-  STD_TORCH_CHECK(is_value<Distance>(constants.distance), "unknown distance ", constants.distance, ".");
-  STD_TORCH_CHECK(is_value<Output>(output), "unknown output ", output, ".");
-  STD_TORCH_CHECK(std::abs(constants.gradient_exponent) < 1000, "gradient_exponent is ", constants.gradient_exponent,
-                  ".");
-  STD_TORCH_CHECK(constants.loss_weight > 0, "loss_weight must be above 0, but is ", constants.loss_weight, ".");
-
   ForwardParams<T> p{};
   p.leading[0] = p.leading[1] = p.leading[2] = 1;
   for (int64_t i = 0; i < rank - 2; ++i) p.leading[kLeadingDims - 1 - i] = sizes[rank - 3 - i];
@@ -160,104 +121,100 @@ ForwardParams<T> fill_params(const Tensor& sr, const Tensor& hr, const std::opti
   p.width = sizes[rank - 1];
   p.sr = input_image(sr, "sr");
   p.hr = input_image(hr, "hr");
-
-  p.padding = static_cast<Padding>(constants.padding);
-  p.distance = static_cast<Distance>(constants.distance);
-  p.radius = static_cast<int32_t>(constants.window_size / 2);
-  fill_taps(p, constants.sigma);
-  p.twice_c1 = static_cast<T>(2 * constants.c1);
-  p.twice_c2 = static_cast<T>(2 * constants.c2);
-  p.alpha = static_cast<T>(constants.alpha);
-  p.beta = static_cast<T>(constants.beta);
-  p.mu = static_cast<T>(constants.mu);
-  p.output = static_cast<Output>(output);
-  const double weight = p.output == Output::kAttentionMap ? 1.0 : constants.loss_weight;
-  const double elements = p.output == Output::kMean ? static_cast<double>(p.numel()) : 1.0;
-  fold_scale(p, constants.gamma, constants.eps, weight / elements, static_cast<int>(constants.gradient_exponent));
-
-  p.step = static_cast<T>(step);
-  if (step_tensor.has_value()) {
-    STD_TORCH_CHECK(step_tensor->dim() == 0, "step must be a 0-dim tensor.");
-    const DType dtype = dtype_of(*step_tensor, "step");
-    STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "step must be float32 or float64.");
-    if (step_tensor->is_cpu()) {
-      p.step = read_number<T>(step_tensor->const_data_ptr(), dtype);
-    } else {
-      STD_TORCH_CHECK(step_tensor->device() == sr.device(), "step must be on the images' device or on the CPU.");
-      p.step_tensor = step_tensor->const_data_ptr();
-      p.step_dtype = dtype;
-    }
-  }
   return p;
 }
 
-// The operators, for all devices. Backend runs a kernel with filled parameters on the device of a tensor:
-//   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
-//   template <typename T> static void backward(const BackwardParams<T>&, const Tensor& on_device);
-template <typename Backend, typename T>
-std::tuple<Tensor, Tensor, Tensor> forward_in(ForwardParams<T> p, const Tensor& sr,
-                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
-  constexpr ScalarType dtype = kScalarType<T>;
-  const bool reduced = p.output == Output::kMean || p.output == Output::kSum;
-  Tensor result = reduced ? empty_strided(sr, {}, {}, dtype) : empty_like(sr, dtype);
-  Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
-  Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
-  if (reduced) {
-    p.loss = static_cast<T*>(result.mutable_data_ptr());
+template <typename T>
+void set_step(ForwardParams<T>& p, double step, const std::optional<Tensor>& step_tensor, const Tensor& sr) {
+  p.step = static_cast<T>(step);
+  if (!step_tensor.has_value()) return;
+  STD_TORCH_CHECK(step_tensor->dim() == 0, "step must be a 0-dim tensor.");
+  p.step_dtype = dtype_of(*step_tensor, "step");
+  STD_TORCH_CHECK(p.step_dtype == DType::kFloat32 || p.step_dtype == DType::kFloat64,
+                  "step must be float32 or float64.");
+  if (step_tensor->is_cpu()) {
+    p.step = read_number<T>(step_tensor->const_data_ptr(), p.step_dtype);
   } else {
-    p.map = output_image<T>(result);
+    STD_TORCH_CHECK(step_tensor->device() == sr.device(), "step must be on the images' device or on the CPU.");
+    p.step_tensor = step_tensor->const_data_ptr();
   }
-  if (gradient_dtype) p.gradient = gradient_image(gradient);
-  STD_TORCH_CHECK(
-      sizeof(T) == 4 ? p.gradient.dtype != DType::kFloat64 : !gradient_dtype || p.gradient.dtype == DType::kFloat64,
-      "gradient_dtype must be float64 if an image is float64, and only then.");
-  if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
-  Backend::template forward<T>(p, sr);
-  return {result, gradient, stats};
 }
 
+// The operators, for all devices; pspl_cuda/_ops.py has their schemas. pspl_cuda/config.py checks the same with more
+// detailed messages; the checks here protect operators that are called directly. Backend runs a kernel with filled
+// parameters on the device of a tensor, and converts images that its kernels cannot read:
+//   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
+//   static void backward(const BackwardParams&, const Tensor& on_device);
+//   static void make_readable(Tensor& sr, Tensor& hr);
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& sr, const Tensor& hr, std::optional<Tensor> step_tensor,
-                                              double step, double alpha, double beta, double gamma, double mu,
-                                              int64_t window_size, double sigma, double c1, double c2, int64_t padding,
-                                              int64_t distance, double eps, double loss_weight,
-                                              int64_t gradient_exponent, int64_t output,
-                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
-  const Constants constants{alpha,   beta,     gamma, mu,          window_size,      sigma, c1, c2,
-                            padding, distance, eps,   loss_weight, gradient_exponent};
-  const auto run = [&](auto params) { return forward_in<Backend>(params, sr, gradient_dtype, with_stats); };
+std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
+                                              std::vector<double> numbers, int64_t window_size, int64_t padding,
+                                              int64_t distance, int64_t output, double loss_weight,
+                                              int64_t gradient_exponent, std::optional<ScalarType> gradient_dtype,
+                                              bool with_stats) {
+  Constants constants;
+  STD_TORCH_CHECK(numbers.size() * sizeof(double) == sizeof(constants), "constants must have ",
+                  sizeof(constants) / sizeof(double), " numbers, but has ", numbers.size(), ".");
+  std::memcpy(&constants, numbers.data(), sizeof(constants));
+  STD_TORCH_CHECK(window_size >= 1 && window_size <= 2 * kMaxRadius + 1 && window_size % 2 == 1,
+                  "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window_size, ".");
+  STD_TORCH_CHECK(is_value<Padding>(padding), "unknown padding ", padding, ".");
+  STD_TORCH_CHECK(is_value<Distance>(distance), "unknown distance ", distance, ".");
+  STD_TORCH_CHECK(is_value<Output>(output), "unknown output ", output, ".");
+  STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
+  STD_TORCH_CHECK(std::abs(gradient_exponent) < 1000, "gradient_exponent is ", gradient_exponent, ".");
+
+  Backend::make_readable(sr, hr);
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
-  return wide ? run(fill_params<double>(sr, hr, step_tensor, step, constants, output))
-              : run(fill_params<float>(sr, hr, step_tensor, step, constants, output));
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    constexpr ScalarType dtype = kScalarType<T>;
+    ForwardParams<T> p = image_params<T>(sr, hr);
+    p.padding = static_cast<Padding>(padding);
+    p.distance = static_cast<Distance>(distance);
+    p.output = static_cast<Output>(output);
+    p.radius = static_cast<int32_t>(window_size / 2);
+    set_constants(p, constants, loss_weight, static_cast<int>(gradient_exponent));
+    set_step(p, step, step_tensor, sr);
+
+    const bool reduced = p.output == Output::kMean || p.output == Output::kSum;
+    Tensor result = reduced ? empty_strided(sr, {}, {}, dtype) : empty_like(sr, dtype);
+    if (reduced) {
+      p.loss = static_cast<T*>(result.mutable_data_ptr());
+    } else {
+      p.map = {static_cast<T*>(result.mutable_data_ptr()), strides_of(result)};
+    }
+    Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
+    if (gradient_dtype) {
+      p.gradient = {gradient.mutable_data_ptr(), dtype_of(gradient, "saved_gradient"), strides_of(gradient)};
+      STD_TORCH_CHECK(*gradient_dtype == dtype || (*gradient_dtype == sr.scalar_type() && !wide),
+                      "gradient_dtype must be float64 if an image is float64, else float32 or sr's dtype.");
+    }
+    Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
+    if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
+    Backend::template forward<T>(p, sr);
+    return std::tuple{result, gradient, stats};
+  };
+  return wide ? run(double{}) : run(float{});
 }
 
 template <typename Backend>
 void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, double factor) {
-  const ScalarType compute = grad_output.scalar_type();
-  const ScalarType saved = saved_gradient.scalar_type();
-  const ScalarType dtype = gradient.scalar_type();
   // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
-  STD_TORCH_CHECK(grad_output.dim() == 0 && (compute == ScalarType::Float || compute == ScalarType::Double) &&
+  STD_TORCH_CHECK(grad_output.dim() == 0 && grad_output.scalar_type() == ScalarType::Float &&
                       grad_output.device() == saved_gradient.device(),
-                  "grad_output must be a 0-dim float32 or float64 tensor on saved_gradient's device.");
-  STD_TORCH_CHECK(saved == compute || (saved == dtype && compute == ScalarType::Float),
-                  "saved_gradient must have the dtype of grad_output, or that of the gradient with a float32 "
-                  "grad_output.");
-  STD_TORCH_CHECK(dtype != ScalarType::Double || compute == ScalarType::Double,
-                  "a float64 gradient needs a float64 grad_output.");
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const BackwardParams<T> p{saved_gradient.const_data_ptr(),
-                              dtype_of(saved_gradient, "saved_gradient"),
-                              static_cast<const T*>(grad_output.const_data_ptr()),
-                              static_cast<T>(factor),
-                              gradient.mutable_data_ptr(),
-                              dtype_of(gradient, "dtype"),
-                              saved_gradient.numel()};
-    Backend::template backward<T>(p, saved_gradient);
-  };
-  compute == ScalarType::Double ? run(double{}) : run(float{});
+                  "grad_output must be a 0-dim float32 tensor on saved_gradient's device.");
+  const BackwardParams p{saved_gradient.const_data_ptr(),
+                         dtype_of(saved_gradient, "saved_gradient"),
+                         static_cast<const float*>(grad_output.const_data_ptr()),
+                         static_cast<float>(factor),
+                         gradient.mutable_data_ptr(),
+                         dtype_of(gradient, "dtype"),
+                         saved_gradient.numel()};
+  STD_TORCH_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == p.dtype || p.saved_dtype == DType::kFloat32),
+                  "saved_gradient must be float32 or have the dtype of the gradient, which must not be float64.");
+  Backend::backward(p, saved_gradient);
 }
 
 template <typename Backend>

@@ -12,15 +12,14 @@ void run_jobs(int64_t jobs, void (*body)(void* context, int64_t job), void* cont
 }
 
 struct CpuBackend {
+  static void make_readable(Tensor&, Tensor&) {}
+
   template <typename T>
   static void forward(const ForwardParams<T>& params, const Tensor&) {
     cpu::forward<T>(params, run_jobs);
   }
 
-  template <typename T>
-  static void backward(const BackwardParams<T>& params, const Tensor&) {
-    cpu::backward<T>(params, run_jobs);
-  }
+  static void backward(const BackwardParams& params, const Tensor&) { cpu::backward(params, run_jobs); }
 };
 
 std::string cpu_instruction_set() { return cpu::instruction_set(); }

@@ -56,6 +56,15 @@ Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
 }
 
 struct CudaBackend {
+  // Pairs of dtypes without a kernel are rare. hr is converted first, because the gradient may have sr's dtype.
+  static void make_readable(Tensor& sr, Tensor& hr) {
+    const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
+    for (Tensor* image : {&hr, &sr}) {
+      if (cuda::has_kernels(dtype_of(sr, "sr"), dtype_of(hr, "hr"))) return;
+      *image = torch::stable::to(*image, wide ? ScalarType::Double : ScalarType::Float);
+    }
+  }
+
   template <typename T>
   static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
@@ -72,10 +81,9 @@ struct CudaBackend {
     check(cuda::forward<T>(params, workspace, device, stream));
   }
 
-  template <typename T>
-  static void backward(const BackwardParams<T>& params, const Tensor& on_device) {
+  static void backward(const BackwardParams& params, const Tensor& on_device) {
     const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::backward<T>(params, device_of(on_device), current_stream(on_device)));
+    check(cuda::backward(params, device_of(on_device), current_stream(on_device)));
   }
 };
 

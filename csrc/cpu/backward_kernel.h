@@ -15,46 +15,44 @@ namespace {
 
 constexpr int64_t kBackwardChunk = 1 << 16;  // elements of one job
 
-template <typename T>
 struct BackwardJobs {
-  const BackwardParams<T>& params;
-  const T factor;
+  const BackwardParams& params;
+  const float factor;
 };
 
-template <typename S, typename T, typename E>
-PSPL_INLINE void scale(const S* from, T factor, E* to, int64_t count) {
+template <typename S, typename E>
+PSPL_INLINE void scale(const S* from, float factor, E* to, int64_t count) {
   // The memory is the same or disjoint, so no element depends on another.
 #if defined(__clang__)
 #pragma clang loop vectorize(assume_safety)
 #else
 #pragma GCC ivdep
 #endif
-  for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(T(widen(from[i])) * factor);
+  for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(widen(from[i]) * factor);
 }
 
-template <typename T>
 void backward_job(void* context, int64_t job) {
-  const auto& jobs = *static_cast<const BackwardJobs<T>*>(context);
-  const BackwardParams<T>& p = jobs.params;
-  const T factor = jobs.factor;
+  const auto& [p, factor] = *static_cast<const BackwardJobs*>(context);
   const int64_t begin = job * kBackwardChunk;
   const int64_t count = p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk;
-  with_element(p.dtype, [&](auto* type) {
-    using E = std::remove_pointer_t<decltype(type)>;
-    E* const to = static_cast<E*>(p.gradient) + begin;
+  const auto run = [&](auto* to) {
+    using E = std::remove_pointer_t<decltype(to)>;
+    to = static_cast<E*>(p.gradient) + begin;
     if (p.saved_dtype == p.dtype) {
       scale(static_cast<const E*>(p.saved_gradient) + begin, factor, to, count);
     } else {
-      scale(static_cast<const T*>(p.saved_gradient) + begin, factor, to, count);
+      scale(static_cast<const float*>(p.saved_gradient) + begin, factor, to, count);
     }
-  });
+  };
+  if (p.dtype == DType::kFloat16) return run(static_cast<Half*>(nullptr));
+  if (p.dtype == DType::kBFloat16) return run(static_cast<BFloat16*>(nullptr));
+  run(static_cast<float*>(nullptr));
 }
 
-template <typename T>
-void backward(const BackwardParams<T>& params, ParallelFor parallel_for) {
-  BackwardJobs<T> jobs{params, *params.grad_output * params.factor};
-  if (params.gradient == params.saved_gradient && jobs.factor == T(1)) return;
-  parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job<T>, &jobs);
+void backward(const BackwardParams& params, ParallelFor parallel_for) {
+  BackwardJobs jobs{params, *params.grad_output * params.factor};
+  if (params.gradient == params.saved_gradient && jobs.factor == 1.0f) return;
+  parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job, &jobs);
 }
 
 }  // namespace

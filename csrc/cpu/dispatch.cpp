@@ -55,14 +55,8 @@ void forward(const ForwardParams<double>& params, ParallelFor parallel_for) {
   chosen().kernels->forward_double(params, parallel_for);
 }
 
-template <>
-void backward(const BackwardParams<float>& params, ParallelFor parallel_for) {
-  chosen().kernels->backward_float(params, parallel_for);
-}
-
-template <>
-void backward(const BackwardParams<double>& params, ParallelFor parallel_for) {
-  chosen().kernels->backward_double(params, parallel_for);
+void backward(const BackwardParams& params, ParallelFor parallel_for) {
+  chosen().kernels->backward(params, parallel_for);
 }
 
 }  // namespace pspl::cpu

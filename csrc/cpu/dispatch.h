@@ -15,8 +15,7 @@ using ParallelFor = void (*)(int64_t jobs, void (*body)(void* context, int64_t j
 template <typename T>
 void forward(const ForwardParams<T>& params, ParallelFor parallel_for);
 
-template <typename T>
-void backward(const BackwardParams<T>& params, ParallelFor parallel_for);
+void backward(const BackwardParams& params, ParallelFor parallel_for);
 
 // "avx512", "avx2" or "baseline". Chosen once per process: the best set that the processor supports, or a smaller one
 // that the environment variable PSPL_CPU_ISA names.

@@ -36,18 +36,7 @@ PSPL_INLINE float widen(Half x) {
   return bit_cast<float>(bit_cast<uint32_t>(finite) | infinite | uint32_t(x.bits & 0x8000u) << 16);
 }
 
-PSPL_INLINE float narrow_via_float(float x) { return x; }
-
-// Rounded to odd: towards zero, with the last bit set if anything was lost. A later rounding to 16 bits then gives
-// the same result as rounding the double once.
-PSPL_INLINE float narrow_via_float(double x) {
-  const float nearest = float(x);
-  if (double(nearest) == x || x != x) return nearest;
-  const bool away = __builtin_fabs(double(nearest)) > __builtin_fabs(x);
-  return bit_cast<float>((bit_cast<uint32_t>(nearest) - uint32_t(away)) | 1u);
-}
-
-// narrow<E>(x): x rounded once, to nearest even.
+// narrow<E>(x): x rounded once, to nearest even. 16-bit elements are made of float32 only.
 template <typename E>
 struct Narrow {
   template <typename T>
@@ -58,9 +47,8 @@ struct Narrow {
 
 template <>
 struct Narrow<BFloat16> {
-  template <typename T>
-  static PSPL_INLINE BFloat16 from(T x) {
-    const uint32_t bits = bit_cast<uint32_t>(narrow_via_float(x));
+  static PSPL_INLINE BFloat16 from(float x) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const uint32_t quiet_nan = (bits >> 16) | 0x0040u;
     return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
@@ -69,9 +57,8 @@ struct Narrow<BFloat16> {
 
 template <>
 struct Narrow<Half> {
-  template <typename T>
-  static PSPL_INLINE Half from(T x) {
-    const uint32_t bits = bit_cast<uint32_t>(narrow_via_float(x));
+  static PSPL_INLINE Half from(float x) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t magnitude = bits & 0x7fffffffu;
     const uint32_t normal = (magnitude - ((127 - 15) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
     // One unit in the last place of 0.5f is that of the subnormal halves: the addition rounds.

@@ -304,11 +304,14 @@ class TileKernel {
       sum = sum + only(inside[v], pixel.loss);
     }
     add(kLossSum, sum);
-    if (p_.gradient.data != nullptr && !in_place) {
-      with_element(p_.gradient.dtype, [&](auto* type) {
-        using E = std::remove_pointer_t<decltype(type)>;
-        write(static_cast<E*>(p_.gradient.data), p_.gradient.strides, y, line(kGradient));
-      });
+    if (p_.gradient.data == nullptr || in_place) return;
+    const auto write_as = [&](auto* to) {
+      write(static_cast<decltype(to)>(p_.gradient.data), p_.gradient.strides, y, line(kGradient));
+    };
+    if constexpr (sizeof(T) == 8) {
+      write_as(static_cast<T*>(nullptr));
+    } else {
+      with_element(p_.gradient.dtype, write_as);
     }
   }
 

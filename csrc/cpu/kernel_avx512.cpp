@@ -6,6 +6,6 @@
 #include "kernel_table.h"
 
 namespace pspl::cpu::avx512 {
-const KernelTable kernels = {&forward<float>, &forward<double>, &backward<float>, &backward<double>};
+const KernelTable kernels = {&forward<float>, &forward<double>, &backward};
 }
 #endif

@@ -6,5 +6,5 @@
 #include "kernel_table.h"
 
 namespace pspl::cpu::baseline {
-const KernelTable kernels = {&forward<float>, &forward<double>, &backward<float>, &backward<double>};
+const KernelTable kernels = {&forward<float>, &forward<double>, &backward};
 }

@@ -9,8 +9,7 @@ namespace pspl::cpu {
 struct KernelTable {
   void (*forward_float)(const ForwardParams<float>&, ParallelFor);
   void (*forward_double)(const ForwardParams<double>&, ParallelFor);
-  void (*backward_float)(const BackwardParams<float>&, ParallelFor);
-  void (*backward_double)(const BackwardParams<double>&, ParallelFor);
+  void (*backward)(const BackwardParams&, ParallelFor);
 };
 
 namespace baseline {

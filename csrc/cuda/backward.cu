@@ -16,12 +16,12 @@ struct alignas(sizeof(E) * kPerThread) Packet {
 
 // S is the saved element type, E the gradient's. Threads stride over packets of kPerThread elements, which are aligned
 // if kPerThread is above 1; the last, incomplete packet goes element by element.
-template <typename T, typename S, typename E, int kPerThread>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams<T> p) {
-  const T factor = *p.grad_output * p.factor;
+template <typename S, typename E, int kPerThread>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams p) {
+  const float factor = *p.grad_output * p.factor;
   const S* const saved = static_cast<const S*>(p.saved_gradient);
   E* const gradient = static_cast<E*>(p.gradient);
-  if (p.gradient == p.saved_gradient && factor == T(1)) return;
+  if (p.gradient == p.saved_gradient && factor == 1.0f) return;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kPerThread;
   for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread; first < p.numel;
        first += step) {
@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams
       const auto in = *reinterpret_cast<const Packet<S, kPerThread>*>(saved + first);
       Packet<E, kPerThread> out;
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(convert<T>(in.element[i]) * factor);
+      for (int i = 0; i < kPerThread; ++i) out.element[i] = round_to<E>(read<float, S>(in.element, i) * factor);
       *reinterpret_cast<Packet<E, kPerThread>*>(gradient + first) = out;
     } else {
-      for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(convert<T>(saved[i]) * factor);
+      for (int64_t i = first; i < p.numel; ++i) gradient[i] = round_to<E>(read<float, S>(saved, i) * factor);
     }
   }
 }
@@ -41,47 +41,35 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams
 // place every element is written, one packet per thread.
 constexpr int64_t kPersistentBlocks = 8;  // per multiprocessor
 
-template <typename T, typename S, typename E>
-cudaError_t launch_backward(const BackwardParams<T>& p, const Device& device, cudaStream_t stream) {
+template <typename S, typename E>
+cudaError_t launch_backward(const BackwardParams& p, const Device& device, cudaStream_t stream) {
   constexpr int kPerThread = 16 / std::max(sizeof(S), sizeof(E));
-  const bool in_place = p.gradient == p.saved_gradient;
   const auto blocks = [&](int per_thread) {
-    const int64_t per_block = static_cast<int64_t>(kThreads) * per_thread;
-    const int64_t all = std::min<int64_t>((p.numel + per_block - 1) / per_block, INT32_MAX);
-    return in_place ? std::min(all, kPersistentBlocks * device.multiprocessors) : all;
+    const int64_t all = std::min<int64_t>(ceil_div(p.numel, int64_t{kThreads} * per_thread), INT32_MAX);
+    return p.gradient == p.saved_gradient ? std::min(all, kPersistentBlocks * device.multiprocessors) : all;
   };
   const bool aligned = reinterpret_cast<uintptr_t>(p.saved_gradient) % (sizeof(S) * kPerThread) == 0 &&
                        reinterpret_cast<uintptr_t>(p.gradient) % (sizeof(E) * kPerThread) == 0;
-  return aligned ? launch(&backward_kernel<T, S, E, kPerThread>, blocks(kPerThread), 0, stream, p)
-                 : launch(&backward_kernel<T, S, E, 1>, blocks(1), 0, stream, p);
+  return aligned ? launch(&backward_kernel<S, E, kPerThread>, blocks(kPerThread), 0, stream, p)
+                 : launch(&backward_kernel<S, E, 1>, blocks(1), 0, stream, p);
 }
 
 }  // namespace
 
-template <typename T>
-cudaError_t backward(const BackwardParams<T>& p, const Device& device, cudaStream_t stream) {
-  const auto to = [&](auto element) {
-    using E = decltype(element);
-    if constexpr (sizeof(T) == 4) {
-      if (p.saved_dtype == p.dtype) return launch_backward<T, E, E>(p, device, stream);
-    }
-    if (p.saved_dtype == kDTypeOf<T>) return launch_backward<T, T, E>(p, device, stream);
-    return cudaErrorInvalidValue;
-  };
+cudaError_t backward(const BackwardParams& p, const Device& device, cudaStream_t stream) {
+  const bool wide = p.saved_dtype == DType::kFloat32;
   switch (p.dtype) {
-    case DType::kFloat64:
-      if constexpr (sizeof(T) == 8) return to(double{});
-      return cudaErrorInvalidValue;
+    case DType::kFloat32:
+      return launch_backward<float, float>(p, device, stream);
     case DType::kFloat16:
-      return to(__half{});
+      return wide ? launch_backward<float, __half>(p, device, stream)
+                  : launch_backward<__half, __half>(p, device, stream);
     case DType::kBFloat16:
-      return to(__nv_bfloat16{});
+      return wide ? launch_backward<float, __nv_bfloat16>(p, device, stream)
+                  : launch_backward<__nv_bfloat16, __nv_bfloat16>(p, device, stream);
     default:
-      return to(float{});
+      return cudaErrorInvalidValue;
   }
 }
-
-template cudaError_t backward<float>(const BackwardParams<float>&, const Device&, cudaStream_t);
-template cudaError_t backward<double>(const BackwardParams<double>&, const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

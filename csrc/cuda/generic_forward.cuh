@@ -18,7 +18,7 @@ struct GenericPlan {
   uint32_t down;
 };
 
-template <typename T>
+template <typename T, typename Sr, typename Hr>
 __global__ void __launch_bounds__(kThreads, 1)
     generic_forward(const __grid_constant__ ForwardParams<T> p, const GenericPlan plan, const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -38,12 +38,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t i0 = block / static_cast<uint32_t>(p.leading[1]);
   const int end_row = column < width ? min(first_row + kGenericRows, height) : first_row;
   const T inverse_delta = inverse_delta_of<DeviceMath>(p);
-  const Reader<T, AnyType> read_sr(p.sr);
-  const Reader<T, AnyType> read_hr(p.hr);
   const int64_t sr_plane = p.sr.strides.plane_offset(i0, i1, i2);
   const int64_t hr_plane = p.hr.strides.plane_offset(i0, i1, i2);
-  const auto sr_at = [&](int r, int c) { return read_sr(sr_plane + r * p.sr.strides.row + c * p.sr.strides.column); };
-  const auto hr_at = [&](int r, int c) { return read_hr(hr_plane + r * p.hr.strides.row + c * p.hr.strides.column); };
+  const auto sr_at = [&](int r, int c) {
+    return read<T, Sr>(p.sr.data, sr_plane + r * p.sr.strides.row + c * p.sr.strides.column);
+  };
+  const auto hr_at = [&](int r, int c) {
+    return read<T, Hr>(p.hr.data, hr_plane + r * p.hr.strides.row + c * p.hr.strides.column);
+  };
 
   for (int row = first_row; row < end_row; ++row) {
     // The pivot of a window is its centre. If that is NaN or Inf, so is the window.
@@ -78,20 +80,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t map_offset = map.plane_offset(i0, i1, i2) + row * map.row + column * map.column;
     const T gradient =
         emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, T(1), map_offset, sums);
-    if (p.gradient.data != nullptr) {
-      const Strides& out = p.gradient.strides;
-      store_gradient(p.gradient, out.plane_offset(i0, i1, i2) + row * out.row + column * out.column, gradient);
+    if (p.gradient.data == nullptr) continue;
+    const Strides& out = p.gradient.strides;
+    const int64_t offset = out.plane_offset(i0, i1, i2) + row * out.row + column * out.column;
+    if (p.gradient.dtype == p.sr.dtype) {
+      static_cast<Sr*>(p.gradient.data)[offset] = round_to<Sr>(gradient);
+    } else {
+      static_cast<T*>(p.gradient.data)[offset] = gradient;
     }
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
 }
 
-template <typename T>
+template <typename T, typename Sr, typename Hr>
 cudaError_t launch_generic(const ForwardParams<T>& p, const Workspace& workspace, cudaStream_t stream) {
   const GenericPlan plan{static_cast<uint32_t>(ceil_div(p.width, kThreads)),
                          static_cast<uint32_t>(ceil_div(p.height, kGenericRows))};
   const int64_t blocks = most_blocks(p.planes(), p.height, p.width);
-  return launch(&generic_forward<T>, blocks, sizeof(GenericShared), stream, p, plan, workspace);
+  return launch(&generic_forward<T, Sr, Hr>, blocks, sizeof(GenericShared), stream, p, plan, workspace);
 }
 
 }  // namespace pspl::cuda

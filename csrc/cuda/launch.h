@@ -25,6 +25,12 @@ struct Workspace {
   unsigned* ticket;  // one counter, 0 before and after a launch; launches that share it must be on one stream
 };
 
+// Whether forward() reads images of these dtypes: both of one dtype, or sr of 16 bits and hr float32, as under
+// autocast.
+constexpr bool has_kernels(DType sr, DType hr) {
+  return sr == hr || ((sr == DType::kFloat16 || sr == DType::kBFloat16) && hr == DType::kFloat32);
+}
+
 // The number of partial sums that forward() may write.
 template <typename T>
 int64_t workspace_size(const ForwardParams<T>& params);
@@ -33,8 +39,7 @@ template <typename T>
 cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, const Device& device,
                     cudaStream_t stream);
 
-template <typename T>
-cudaError_t backward(const BackwardParams<T>& params, const Device& device, cudaStream_t stream);
+cudaError_t backward(const BackwardParams& params, const Device& device, cudaStream_t stream);
 
 // ---------------------------------------------------------------- geometry of a forward launch
 

@@ -55,54 +55,45 @@ constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
 //
 // Error bounds: PTX ISA, "Floating Point Instructions". Subnormal operands and results become zero (.ftz).
 
+#if defined(__CUDACC__)
 // 1 / x within 1 ulp.
 __device__ __forceinline__ float rcp_approx(float x) {
-#if defined(__CUDACC__)
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-#else
-  return emulation::rcp_approx(x);
-#endif
 }
 
 // 2^x within 2 ulp.
 __device__ __forceinline__ float ex2_approx(float x) {
-#if defined(__CUDACC__)
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-#else
-  return emulation::ex2_approx(x);
-#endif
 }
-
-// 1 / sqrt(x) within 2 ulp (CUDA C++ Programming Guide, "Mathematical Functions": rsqrtf).
-__device__ __forceinline__ float rsqrt_approx(float x) {
-#if defined(__CUDACC__)
-  return rsqrtf(x);
 #else
-  return emulation::rsqrt_approx(x);
+using emulation::ex2_approx;
+using emulation::rcp_approx;
 #endif
-}
 
 // ---------------------------------------------------------------- the Math policy of pspl_math.h
 
 struct DeviceMath {
-  static __device__ __forceinline__ float select(bool condition, float a, float b) { return condition ? a : b; }
-  static __device__ __forceinline__ double select(bool condition, double a, double b) { return condition ? a : b; }
-
-  static __device__ __forceinline__ float absolute(float x) { return fabsf(x); }
-  static __device__ __forceinline__ double absolute(double x) { return fabs(x); }
-
-  static __device__ __forceinline__ float copy_sign(float magnitude, float sign) { return copysignf(magnitude, sign); }
-  static __device__ __forceinline__ double copy_sign(double magnitude, double sign) {
+  template <typename T>
+  static __device__ __forceinline__ T select(bool condition, T a, T b) {
+    return condition ? a : b;
+  }
+  template <typename T>
+  static __device__ __forceinline__ T absolute(T x) {
+    return fabs(x);
+  }
+  template <typename T>
+  static __device__ __forceinline__ T copy_sign(T magnitude, T sign) {
     return copysign(magnitude, sign);
   }
-
   // max(x, least). NaN becomes `least`; see similarity().
-  static __device__ __forceinline__ float clamp_variance(float x, float least) { return fmaxf(x, least); }
-  static __device__ __forceinline__ double clamp_variance(double x, double least) { return fmax(x, least); }
+  template <typename T>
+  static __device__ __forceinline__ T clamp_variance(T x, T least) {
+    return fmax(x, least);
+  }
 
   // (a - b) / (a + b) for a > 0 and b >= 0: within [-1, 1], and exactly 1 for b = 0. The reciprocal and the two
   // roundings may make the quotient b / (a + b) too large by 2^-22. In the denominator b is increased by that amount,
@@ -125,34 +116,34 @@ struct DeviceMath {
   static __device__ __forceinline__ float exp2(float x) { return ex2_approx(x); }
   static __device__ __forceinline__ double exp2(double x) { return ::exp2(x); }
 
-  static __device__ __forceinline__ float rsqrt(float x) { return rsqrt_approx(x); }
+  // Within 2 ulp (CUDA C++ Programming Guide, "Mathematical Functions").
+  static __device__ __forceinline__ float rsqrt(float x) { return rsqrtf(x); }
   static __device__ __forceinline__ double rsqrt(double x) { return 1.0 / sqrt(x); }
 };
 
 // ---------------------------------------------------------------- pairs
 
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-  T s;  // of x + y
-  T d;  // of x - y
+struct alignas(8) Pair {
+  float s;  // of x + y
+  float d;  // of x - y
 };
 
 #if defined(PSPL_PACKED_FLOAT32)
-__device__ __forceinline__ uint64_t pack(Pair<float> pair) {
+__device__ __forceinline__ uint64_t pack(Pair pair) {
   uint64_t bits;
   asm("mov.b64 %0, {%1, %2};" : "=l"(bits) : "f"(pair.s), "f"(pair.d));
   return bits;
 }
 
-__device__ __forceinline__ Pair<float> unpack(uint64_t bits) {
-  Pair<float> pair;
+__device__ __forceinline__ Pair unpack(uint64_t bits) {
+  Pair pair;
   asm("mov.b64 {%0, %1}, %2;" : "=f"(pair.s), "=f"(pair.d) : "l"(bits));
   return pair;
 }
 #endif
 
 // tap * value + sum, each element rounded once.
-__device__ __forceinline__ Pair<float> multiply_add(float tap, Pair<float> value, Pair<float> sum) {
+__device__ __forceinline__ Pair multiply_add(float tap, Pair value, Pair sum) {
 #if defined(PSPL_PACKED_FLOAT32)
   uint64_t result;
   asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(result) : "l"(pack({tap, tap})), "l"(pack(value)), "l"(pack(sum)));
@@ -161,11 +152,8 @@ __device__ __forceinline__ Pair<float> multiply_add(float tap, Pair<float> value
   return {fmaf(tap, value.s, sum.s), fmaf(tap, value.d, sum.d)};
 #endif
 }
-__device__ __forceinline__ Pair<double> multiply_add(double tap, Pair<double> value, Pair<double> sum) {
-  return {fma(tap, value.s, sum.s), fma(tap, value.d, sum.d)};
-}
 
-__device__ __forceinline__ Pair<float> square(Pair<float> pair) {
+__device__ __forceinline__ Pair square(Pair pair) {
 #if defined(PSPL_PACKED_FLOAT32)
   uint64_t result;
   asm("mul.rn.f32x2 %0, %1, %1;" : "=l"(result) : "l"(pack(pair)));
@@ -174,7 +162,6 @@ __device__ __forceinline__ Pair<float> square(Pair<float> pair) {
   return {pair.s * pair.s, pair.d * pair.d};
 #endif
 }
-__device__ __forceinline__ Pair<double> square(Pair<double> pair) { return {pair.s * pair.s, pair.d * pair.d}; }
 
 // ---------------------------------------------------------------- warps
 
@@ -187,34 +174,28 @@ __device__ __forceinline__ T warp_sum(T value) {
 
 // ---------------------------------------------------------------- elements
 
-template <typename T>
-__device__ inline T convert(float value) {
-  return static_cast<T>(value);
-}
-template <typename T>
-__device__ inline T convert(double value) {
-  return static_cast<T>(value);
-}
-template <typename T>
-__device__ inline T convert(__half value) {
-  return static_cast<T>(__half2float(value));
-}
-template <typename T>
-__device__ inline T convert(__nv_bfloat16 value) {
-  return static_cast<T>(__bfloat162float(value));
+// The element at an offset of an image, in the compute type.
+template <typename T, typename E>
+__device__ __forceinline__ T read(const void* data, int64_t offset) {
+  const E value = static_cast<const E*>(data)[offset];
+  if constexpr (std::is_same_v<E, __half>) {
+    return __half2float(value);
+  } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
+    return __bfloat162float(value);
+  } else {
+    return value;
+  }
 }
 
 // value rounded once, to nearest even.
 template <typename E, typename T>
-__device__ inline E round_to(T value) {
+__device__ __forceinline__ E round_to(T value) {
   if constexpr (std::is_same_v<E, __half>) {
-    if constexpr (sizeof(T) == 8) return __double2half(value);
-    return __float2half_rn(static_cast<float>(value));
+    return __float2half_rn(value);
   } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
-    if constexpr (sizeof(T) == 8) return __double2bfloat16(value);
-    return __float2bfloat16_rn(static_cast<float>(value));
+    return __float2bfloat16_rn(value);
   } else {
-    return static_cast<E>(value);
+    return value;
   }
 }
 
@@ -225,58 +206,6 @@ __device__ inline void store_pair(__half* to, float a, float b) {
 }
 __device__ inline void store_pair(__nv_bfloat16* to, float a, float b) {
   *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
-}
-
-// Calls use(E{}) with the element type of a dtype.
-template <typename Use>
-__device__ inline auto with_element(DType dtype, Use use) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return use(double{});
-    case DType::kFloat16:
-      return use(__half{});
-    case DType::kBFloat16:
-      return use(__nv_bfloat16{});
-    default:
-      return use(float{});
-  }
-}
-
-template <typename E>
-constexpr DType kDTypeOf = std::is_same_v<E, float>    ? DType::kFloat32
-                           : std::is_same_v<E, double> ? DType::kFloat64
-                           : std::is_same_v<E, __half> ? DType::kFloat16
-                                                       : DType::kBFloat16;
-
-// Element tag of images whose dtype is read at run time: other mixed dtypes, and float64.
-struct AnyType {};
-
-// Reads the element of an image at an offset, in the compute type.
-template <typename T, typename E>
-struct Reader {
-  const E* data;
-  __device__ explicit Reader(const InputImage& image) : data(static_cast<const E*>(image.data)) {}
-  __device__ T operator()(int64_t offset) const { return convert<T>(data[offset]); }
-};
-
-template <typename T>
-struct Reader<T, AnyType> {
-  const void* data;
-  DType dtype;
-  __device__ explicit Reader(const InputImage& image) : data(image.data), dtype(image.dtype) {}
-  __device__ T operator()(int64_t offset) const {
-    return with_element(dtype,
-                        [&](auto element) { return convert<T>(static_cast<const decltype(element)*>(data)[offset]); });
-  }
-};
-
-// Stores one value of the gradient in its own dtype.
-template <typename T>
-__device__ inline void store_gradient(const GradientImage& gradient, int64_t offset, T value) {
-  with_element(gradient.dtype, [&](auto element) {
-    using E = decltype(element);
-    static_cast<E*>(gradient.data)[offset] = round_to<E>(value);
-  });
 }
 
 }  // namespace pspl::cuda

@@ -20,11 +20,14 @@ enum class Access {
   kGeneral,  // everything
 };
 
-// A kernel is compiled for a compute type T, the element types of sr and hr, a window radius R, and the two switches
-// above.
-template <typename T_, typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_>
+// Columns of a lane, of which 2 R partial sums of 4 moments each stay in registers, and of a warp.
+constexpr int kColumns = 2;
+constexpr int kStripWidth = kLanes * kColumns;
+
+// A kernel is compiled for the element types of sr and hr, a window radius R, and the two switches above. It computes
+// in float32.
+template <typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_>
 struct StripTraits {
-  using T = T_;
   using Sr = Sr_;
   using Hr = Hr_;
   static constexpr int kRadius = kRadius_;
@@ -32,46 +35,37 @@ struct StripTraits {
   static constexpr Work kWork = kWork_;
   static_assert(kRadius >= 1);
 
-  // 2 R partial sums of 4 moments for each column stay in registers: two columns in float32, one in float64.
-  static constexpr int kColumns = sizeof(T) == 4 ? 2 : 1;
-  static constexpr int kWidth = kLanes * kColumns;
   // Columns of a row with its halo, and the loads per lane that fetch them.
-  static constexpr int kLoaded = kWidth + 2 * kRadius;
+  static constexpr int kLoaded = kStripWidth + 2 * kRadius;
   static constexpr int kLoads = (kLoaded + kLanes - 1) / kLanes;
-  // Columns that reach one lane's outputs, and how many of them one 16-byte load brings.
+  // Columns that reach one lane's outputs.
   static constexpr int kReach = kColumns + 2 * kRadius;
-  static constexpr int kChunk = 16 / (2 * static_cast<int>(sizeof(T)));
-  static_assert(kReach % kChunk == 0);
-  static constexpr int kPitch = (kLoaded + kChunk - 1) / kChunk * kChunk;
+  static_assert(kReach % 2 == 0 && kLoaded % 2 == 0);  // a 16-byte load brings two
   // Rows in the ring of centre differences, which wait R rows for their windows to be complete.
   static constexpr int kRing = kRadius + 1 <= 4 ? 4 : 8;
   static_assert(kRing > kRadius && (kRing & (kRing - 1)) == 0);
 
   static constexpr bool kZeros = kAccess != Access::kGeneral;
   static constexpr bool kUnit = kAccess == Access::kUnit;
-  // Both gradients of a lane are written in one store.
-  static constexpr bool kPairStore = kUnit && kColumns == 2;
   // An offset in an image, in elements. 32 bits save a register and an instruction for each of three images.
   using Offset = std::conditional_t<kZeros, int32_t, int64_t>;
 };
 
 // ---------------------------------------------------------------- shared memory
 
-template <typename T, int kChunk>
-struct alignas(16) Chunk {
-  Pair<T> pair[kChunk];
+struct alignas(16) TwoPairs {
+  Pair pair[2];
 };
 
 // The differences at a lane's own columns, the centres of its windows.
-template <typename T, int kColumns>
-struct alignas(sizeof(T) * kColumns) CentreDifference {
-  T value[kColumns];
+struct alignas(8) CentreDifference {
+  float value[kColumns];
 };
 
 // One row of a strip with its halo: [0] holds s = x + y - pivot and d = x - y, [1] their squares.
 template <typename Traits>
 struct alignas(16) StripRow {
-  Pair<typename Traits::T> pairs[kSquareAfterLoad ? 1 : 2][Traits::kPitch];
+  Pair pairs[kSquareAfterLoad ? 1 : 2][Traits::kLoaded];
 };
 
 // Two rows per warp, because a lane that is ahead writes the next row while another still reads this one.
@@ -82,7 +76,7 @@ struct StripRows {
 
 // [row][lane]; each lane touches only its own entries.
 template <typename Traits>
-using CentreRing = CentreDifference<typename Traits::T, Traits::kColumns>[Traits::kRing][kLanes];
+using CentreRing = CentreDifference[Traits::kRing][kLanes];
 
 template <typename Traits>
 struct StripShared {
@@ -104,21 +98,19 @@ enum class NextRow {
 
 template <typename Traits>
 class StripWalker {
-  using T = typename Traits::T;
   using Sr = typename Traits::Sr;
+  using Hr = typename Traits::Hr;
   using Offset = typename Traits::Offset;
-  using Centre = CentreDifference<T, Traits::kColumns>;
   static constexpr int R = Traits::kRadius;
-  static constexpr int kColumns = Traits::kColumns;
   static constexpr int kLoads = Traits::kLoads;
 
  public:
-  using StripSums = Sums<T, kSumCount<Traits::kWork>>;
+  using StripSums = Sums<float, kSumCount<Traits::kWork>>;
 
-  __device__ __forceinline__ StripWalker(const ForwardParams<T>& params, const StripPlan& plan, uint32_t strip,
+  __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& plan, uint32_t strip,
                                          int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
                                          unsigned char* shared, StripSums& strip_sums)
-      : p(params), read_sr(params.sr), read_hr(params.hr), shared_memory(shared), sums(strip_sums), lane(lane_index) {
+      : p(params), shared_memory(shared), sums(strip_sums), lane(lane_index) {
     locate_strip(plan, strip);
     locate_lane(rows, centres);
   }
@@ -126,7 +118,7 @@ class StripWalker {
   // Three loops, because a branch in the middle one, which takes most of the time, would cost registers. The first 2 R
   // rows complete no output row, and the last rows have no row below them to load.
   __device__ __forceinline__ void walk() {
-    Moments<T> complete[kColumns];
+    Moments<float> complete[kColumns];
     int row = first_row - R;
     load_or_clear(row, NextRow::kUnknown);
     for (; row < first_row + R; ++row) blur_row(row, NextRow::kUnknown, complete);
@@ -151,7 +143,7 @@ class StripWalker {
     const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
     const uint32_t channel = strip % channels;
     strip /= channels;
-    first_column = static_cast<int>(strip % plan.across) * Traits::kWidth;
+    first_column = static_cast<int>(strip % plan.across) * kStripWidth;
     strip /= plan.across;
     first_row = static_cast<int>(strip % plan.down) * plan.rows;
     strip /= plan.down;
@@ -168,22 +160,22 @@ class StripWalker {
   }
 
   // Mean of x + y at a few pixels of the strip. NaN and Inf are excluded, so that they affect only their own windows.
-  __device__ __forceinline__ T find_pivot(int column) const {
+  __device__ __forceinline__ float find_pivot(int column) const {
     constexpr int kSampledRows = 4;
-    T sum = 0;
-    T count = 0;
+    float sum = 0;
+    float count = 0;
 #pragma unroll
     for (int i = 0; i < kSampledRows; ++i) {
       const int row = first_row + (2 * i + 1) * (end_row - first_row) / (2 * kSampledRows);
-      const T value = read_sr(sr_plane + row * p.sr.strides.row + column * p.sr.strides.column) +
-                      read_hr(hr_plane + row * p.hr.strides.row + column * p.hr.strides.column);
-      const bool finite = DeviceMath::absolute(value) <= kLargest<T> / (kSampledRows * kLanes);
-      sum += finite ? value : T(0);
-      count += finite ? T(1) : T(0);
+      const float value = read<float, Sr>(p.sr.data, sr_plane + row * p.sr.strides.row + column * p.sr.strides.column) +
+                          read<float, Hr>(p.hr.data, hr_plane + row * p.hr.strides.row + column * p.hr.strides.column);
+      const bool finite = DeviceMath::absolute(value) <= kLargest<float> / (kSampledRows * kLanes);
+      sum += finite ? value : 0.0f;
+      count += finite ? 1.0f : 0.0f;
     }
     sum = warp_sum(sum);
     count = warp_sum(count);
-    return count > T(0) ? sum * DeviceMath::reciprocal(count) : T(0);
+    return count > 0.0f ? sum * DeviceMath::reciprocal(count) : 0.0f;
   }
 
   // -------- setup: this lane's part in it
@@ -204,7 +196,7 @@ class StripWalker {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       valid[c] = column + c < width;
-      inside[c] = valid[c] ? T(1) : T(0);
+      inside[c] = valid[c] ? 1.0f : 0.0f;
       stores[c] = valid[c] && p.gradient.data != nullptr;
     }
 
@@ -235,8 +227,8 @@ class StripWalker {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       if (loads[k]) {
-        x[k] = read_sr(sr_next + sr_column[k]);
-        y[k] = read_hr(hr_next + hr_column[k]);
+        x[k] = read<float, Sr>(p.sr.data, sr_next + sr_column[k]);
+        y[k] = read<float, Hr>(p.hr.data, hr_next + hr_column[k]);
       }
     }
     if constexpr (Traits::kZeros) {
@@ -250,35 +242,35 @@ class StripWalker {
       load_row(row);
     } else {
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) x[k] = y[k] = T(0);
+      for (int k = 0; k < kLoads; ++k) x[k] = y[k] = 0.0f;
     }
   }
 
   // -------- blur_row: registers to shared memory, along the row, down the rows
 
   // Blurs the loaded row, loads the one below, and returns the moments of the output row that is now complete.
-  __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<T> (&complete)[kColumns]) {
+  __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<float> (&complete)[kColumns]) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const Pair<T> pair{(x[k] + y[k]) - pivot, x[k] - y[k]};
+      const Pair pair{(x[k] + y[k]) - pivot, x[k] - y[k]};
       if (lane + kLanes * k < Traits::kLoaded) {
-        auto* const to = reinterpret_cast<Pair<T>*>(shared_memory + write_offset) + kLanes * k;
+        auto* const to = reinterpret_cast<Pair*>(shared_memory + write_offset) + kLanes * k;
         to[0] = pair;
-        if constexpr (!kSquareAfterLoad) to[Traits::kPitch] = square(pair);
+        if constexpr (!kSquareAfterLoad) to[Traits::kLoaded] = square(pair);
       }
     }
     load_or_clear(row + 1, next);
     __syncwarp();
 
     // Element 0 of the first dimension are the means, element 1 the squares.
-    Pair<T> blurred[2][kColumns] = {};
-    Pair<T> moment[2][kColumns];
+    Pair blurred[2][kColumns] = {};
+    Pair moment[2][kColumns];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       if (m == 0 || !kSquareAfterLoad) blur_along_row(m, blurred);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        moment[m][c] = add_to_column(partial[m][c], blurred[m][c], {m == 1 ? p.twice_c2 : T(0), T(0)});
+        moment[m][c] = add_to_column(partial[m][c], blurred[m][c], {m == 1 ? p.twice_c2 : 0.0f, 0.0f});
       }
     }
     write_offset += to_other_row;
@@ -291,34 +283,33 @@ class StripWalker {
 
   // Applies the taps along the row to the pairs (m = 0) or to their squares (m = 1), each as soon as it is loaded. If
   // the squares are formed here, both at once.
-  __device__ __forceinline__ void blur_along_row(int m, Pair<T> (&blurred)[2][kColumns]) {
+  __device__ __forceinline__ void blur_along_row(int m, Pair (&blurred)[2][kColumns]) {
     constexpr uint32_t kSquares = sizeof(StripRow<Traits>::pairs[0]);
-    const auto* const chunks =
-        reinterpret_cast<const Chunk<T, Traits::kChunk>*>(shared_memory + read_offset + m * kSquares);
-    Chunk<T, Traits::kChunk> chunk;
-    Centre centre;
+    const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + read_offset + m * kSquares);
+    TwoPairs chunk;
+    CentreDifference centre;
 #pragma unroll
     for (int j = 0; j < Traits::kReach; ++j) {
-      if (j % Traits::kChunk == 0) chunk = chunks[j / Traits::kChunk];
-      const Pair<T> pair = chunk.pair[j % Traits::kChunk];
-      const Pair<T> squared = square(pair);
+      if (j % 2 == 0) chunk = chunks[j / 2];
+      const Pair pair = chunk.pair[j % 2];
+      const Pair squared = square(pair);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int distance = j - c - R;  // from the centre of column c's window
         if (distance < -R || distance > R) continue;
         if (distance == 0) centre.value[c] = pair.d;
-        const T tap = p.taps[distance < 0 ? -distance : distance];
+        const float tap = p.taps[distance < 0 ? -distance : distance];
         blurred[m][c] = multiply_add(tap, pair, blurred[m][c]);
         if constexpr (kSquareAfterLoad) blurred[1][c] = multiply_add(tap, squared, blurred[1][c]);
       }
     }
-    if (m == 0) *reinterpret_cast<Centre*>(shared_memory + centre_offset) = centre;
+    if (m == 0) *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) = centre;
   }
 
   // Adds a row's value to the 2 R output rows it reaches and returns the one that is now complete. Every sum is written
   // one slot below the one it was read from, so the shift needs no instruction. A new sum starts at `start`.
-  __device__ __forceinline__ Pair<T> add_to_column(Pair<T> (&sum)[2 * R], Pair<T> value, Pair<T> start) {
-    const Pair<T> complete = multiply_add(p.taps[R], value, sum[0]);
+  __device__ __forceinline__ Pair add_to_column(Pair (&sum)[2 * R], Pair value, Pair start) {
+    const Pair complete = multiply_add(p.taps[R], value, sum[0]);
 #pragma unroll
     for (int k = 0; k + 1 < 2 * R; ++k) {
       sum[k] = multiply_add(p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k], value, sum[k + 1]);
@@ -329,12 +320,12 @@ class StripWalker {
 
   // -------- emit_row: moments to outputs
 
-  __device__ __forceinline__ void emit_row(const Moments<T> (&complete)[kColumns]) {
+  __device__ __forceinline__ void emit_row(const Moments<float> (&complete)[kColumns]) {
     // The row R above the one just written. The next slot of the ring holds the row kRing - 1 above it.
-    const auto centre = *reinterpret_cast<const Centre*>(shared_memory + rows_later(Traits::kRing - 1 - R));
+    const auto centre = *reinterpret_cast<const CentreDifference*>(shared_memory + rows_later(Traits::kRing - 1 - R));
     // Beyond the right edge of a zero-padded image the difference is 0, and so is its l1 loss: no test is needed.
     constexpr bool kZeroBeside = Traits::kZeros && !kHasAnyDistance<Traits::kWork>;
-    T gradient[kColumns];
+    float gradient[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const bool counts = kZeroBeside || valid[c];
@@ -346,11 +337,12 @@ class StripWalker {
     map_next += p.map.strides.row;
   }
 
-  // The gradient has sr's element type. A float16 image may have a float32 gradient, because that of l2 is unbounded.
-  __device__ __forceinline__ void store_gradients(const T (&gradient)[kColumns]) {
-    if constexpr (Traits::kAccess == Access::kGeneral) {
-      with_element(p.gradient.dtype, [&](auto element) { store_as<decltype(element)>(gradient); });
-    } else if (std::is_same_v<Sr, __half> && kHasAnyDistance<Traits::kWork> && p.gradient.dtype == DType::kFloat32) {
+  // The gradient has sr's element type, or is float32: that of l2 for float16 images, which is unbounded, and where hr
+  // of another dtype needs one too.
+  __device__ __forceinline__ void store_gradients(const float (&gradient)[kColumns]) {
+    constexpr bool kMayDiffer =
+        Traits::kAccess == Access::kGeneral || (std::is_same_v<Sr, __half> && kHasAnyDistance<Traits::kWork>);
+    if (kMayDiffer && p.gradient.dtype == DType::kFloat32) {
       store_as<float>(gradient);
     } else {
       store_as<Sr>(gradient);
@@ -358,9 +350,9 @@ class StripWalker {
   }
 
   template <typename E>
-  __device__ __forceinline__ void store_as(const T (&gradient)[kColumns]) {
+  __device__ __forceinline__ void store_as(const float (&gradient)[kColumns]) {
     E* const to = static_cast<E*>(p.gradient.data) + gradient_next;
-    if constexpr (Traits::kPairStore) {
+    if constexpr (Traits::kUnit) {
       if (stores[0]) store_pair(to, gradient[0], gradient[1]);
     } else {
 #pragma unroll
@@ -383,9 +375,7 @@ class StripWalker {
            ((centre_offset + count * sizeof(CentreRing<Traits>) / Traits::kRing) & (kBytes - 1));
   }
 
-  const ForwardParams<T>& p;
-  const Reader<T, Sr> read_sr;
-  const Reader<T, typename Traits::Hr> read_hr;
+  const ForwardParams<float>& p;
   unsigned char* const shared_memory;
   StripSums& sums;
   const int lane;
@@ -394,33 +384,31 @@ class StripWalker {
   int first_row, end_row;  // output rows [first_row, end_row)
   int first_column;
   int64_t sr_plane, hr_plane, gradient_plane, map_plane;
-  T inverse_delta;
-  T pivot;
+  float inverse_delta;
+  float pivot;
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
-  T inside[kColumns];  // 1 where valid, else 0
+  float inside[kColumns];  // 1 where valid, else 0
   Offset sr_column[kLoads], hr_column[kLoads];
   Offset sr_next, hr_next, gradient_next;  // this lane's place in the next row
   int64_t map_next;
   uint32_t write_offset, read_offset, to_other_row, centre_offset;
 
-  T x[kLoads] = {}, y[kLoads] = {};          // the row loaded last; zeros where the image has no row or no column
-  Pair<T> partial[2][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
+  float x[kLoads] = {}, y[kLoads] = {};   // the row loaded last; zeros where the image has no row or no column
+  Pair partial[2][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
 };
 
 // ---------------------------------------------------------------- kernel
 
 // 128 registers let four blocks of four warps share a multiprocessor. The general kernels need registers for more
-// addresses and sums, float64 for values of twice the width.
+// addresses and sums.
 template <typename Traits>
-constexpr int kMinBlocks = sizeof(typename Traits::T) == 8              ? 2
-                           : Traits::kUnit && !kHasStats<Traits::kWork> ? 4
-                                                                        : 3;
+constexpr int kMinBlocks = Traits::kUnit && !kHasStats<Traits::kWork> ? 4 : 3;
 
 template <typename Traits>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
-    strip_forward(const __grid_constant__ ForwardParams<typename Traits::T> p, const __grid_constant__ StripPlan plan,
+    strip_forward(const __grid_constant__ ForwardParams<float> p, const __grid_constant__ StripPlan plan,
                   const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<Traits>*>(shared_memory);
@@ -439,50 +427,74 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
 
 // ---------------------------------------------------------------- launch
 
-// float32 and 16-bit images of one dtype have kernels for windows of 3 to 11, mixed dtypes and float64 for 11 only.
+// Images of one dtype have kernels for windows of 3 to 11, mixed dtypes for 11 only.
 template <typename Sr, typename Hr>
-constexpr bool kHasAllWindows = std::is_same_v<Sr, Hr> && !std::is_same_v<Sr, AnyType>;
+constexpr bool has_strips(int radius) {
+  return radius == 5 || (std::is_same_v<Sr, Hr> && radius >= 1 && radius <= 4);
+}
+
+// Whether the offsets of a walk through an image fit 32 bits. It ends one row below the image, and up to three warps of
+// columns to the right of it.
+inline bool has_short_offsets(const ForwardParams<float>& p, const Strides& image) {
+  int64_t end = p.height * image.row + (p.width + 3 * kLanes) * image.column;
+  for (int i = 0; i < kLeadingDims; ++i) end += (p.leading[i] - 1) * image.leading[i];
+  return end <= INT32_MAX;
+}
+
+// The most specialised access that a call allows. StripWalker::store_gradients() stores the dtypes of `typed`.
+inline Access access_of(const ForwardParams<float>& p) {
+  const GradientImage& out = p.gradient;
+  const bool typed = out.data == nullptr || out.dtype == p.sr.dtype ||
+                     (p.sr.dtype == DType::kFloat16 && (p.distance != Distance::kL1 || p.map.data != nullptr));
+  if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
+      !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
+    return Access::kGeneral;
+  const auto even = [](int64_t value) { return value % 2 == 0; };
+  const bool pairs = out.data == nullptr ||
+                     (out.strides.column == 1 && even(p.width) && even(out.strides.row) &&
+                      std::all_of(out.strides.leading, out.strides.leading + kLeadingDims, even) &&
+                      reinterpret_cast<uintptr_t>(out.data) % static_cast<uintptr_t>(2 * size_of(out.dtype)) == 0);
+  return p.sr.strides.column == 1 && p.hr.strides.column == 1 && pairs ? Access::kUnit : Access::kSpaced;
+}
 
 // The 11 x 11 window has kernels that omit what a call does not need; each other window has one general kernel.
 // Instantiated in instances/, one file per pair of element types, which compile in parallel.
-template <typename T, typename Sr, typename Hr>
-cudaError_t launch_strips(const ForwardParams<T>& p, Access access, const Workspace& workspace, const Device& device,
+template <typename Sr, typename Hr>
+cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& workspace, const Device& device,
                           cudaStream_t stream) {
   const auto run = [&](auto traits) {
     using Traits = decltype(traits);
     constexpr int kBytes = sizeof(StripShared<Traits>);
     static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
-    const StripPlan plan =
-        plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), Traits::kWidth, p.radius,
-                    resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
+    const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), kStripWidth,
+                                       p.radius, resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
     return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
   };
+  const Access access = access_of(p);
   const bool map = p.map.data != nullptr;
   const bool stats = p.stats != nullptr;
   const bool l1 = p.distance == Distance::kL1;
-  if constexpr (kHasAllWindows<Sr, Hr>) {
-    if (p.radius == 1) return run(StripTraits<T, Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 2) return run(StripTraits<T, Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 3) return run(StripTraits<T, Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 4) return run(StripTraits<T, Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
+  constexpr bool kOneType = std::is_same_v<Sr, Hr>;
+  if constexpr (kOneType) {
+    if (p.radius == 1) return run(StripTraits<Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 2) return run(StripTraits<Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 3) return run(StripTraits<Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
+    if (p.radius == 4) return run(StripTraits<Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
   }
-  if constexpr (!std::is_same_v<Sr, AnyType>) {
-    if (access == Access::kUnit && !map && (l1 || !stats)) {
-      if (stats) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
-      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kL1>{});
-      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kDistance>{});
-    }
-    if (access == Access::kUnit && kHasAllWindows<Sr, Hr>)
-      return run(StripTraits<T, Sr, Hr, 5, Access::kUnit, Work::kAll>{});
-    if (access != Access::kGeneral && !map && !stats) {
-      if (l1) return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
-      return run(StripTraits<T, Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
-    }
-    if (kHasAllWindows<Sr, Hr> && !map && !stats) {
-      return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
-    }
+  if (access == Access::kUnit && !map) {
+    if (l1 && stats) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
+    if (l1) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1>{});
+    if (!stats) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kDistance>{});
   }
-  return run(StripTraits<T, Sr, Hr, 5, Access::kGeneral, Work::kAll>{});
+  if (access == Access::kSpaced && !map && !stats) {
+    if (l1) return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
+    return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
+  }
+  if constexpr (kOneType) {
+    if (access == Access::kUnit) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kAll>{});
+    if (!map && !stats) return run(StripTraits<Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
+  }
+  return run(StripTraits<Sr, Hr, 5, Access::kGeneral, Work::kAll>{});
 }
 
 }  // namespace pspl::cuda

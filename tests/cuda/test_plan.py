@@ -26,7 +26,7 @@ SHAPES = {
     "1x3x2160x3840": (3, 2160, 3840),
 }
 # A launch asks for the shared memory of the architectures that need most.
-BLOCK_BYTES = shared_bytes(75)["strip_forward<float, 5>"]
+BLOCK_BYTES = shared_bytes(75)["strip_forward<5>"]
 # Rows per strip and blocks of the l1 float32 kernel, in the order of SHAPES.
 PICKS = {
     "T4": [(8, 72), (96, 72), (103, 240), (8, 6), (216, 113), (270, 360)],

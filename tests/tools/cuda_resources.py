@@ -40,14 +40,14 @@ FLAGS = (
 
 # The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES.
 LIMITS = {
-    "strip_forward<float, float, float, 5, kUnit, kL1>": (145, 146, 146, 146, 150, 101, 147),
-    "strip_forward<float, float, float, 5, kUnit, kL1Stats>": (150, 151, 151, 151, 155, 107, 150),
-    "strip_forward<float, float, float, 5, kSpaced, kL1>": (155, 156, 156, 156, 164, 110, 155),
-    "strip_forward<float, float, float, 5, kUnit, kDistance>": (176, 177, 177, 177, 181, 124, 170),
-    "strip_forward<float, __nv_bfloat16, float, 5, kUnit, kL1>": (162, 148, 148, 148, 152, 103, 150),
-    "strip_forward<float, __nv_bfloat16, float, 5, kSpaced, kL1>": (174, 160, 160, 160, 167, 113, 157),
-    "strip_forward<float, __half, float, 5, kUnit, kL1>": (149, 148, 148, 148, 152, 103, 150),
-    "strip_forward<float, __half, float, 5, kSpaced, kL1>": (159, 160, 160, 160, 167, 113, 157),
+    "strip_forward<float, float, 5, kUnit, kL1>": (145, 146, 146, 146, 150, 101, 147),
+    "strip_forward<float, float, 5, kUnit, kL1Stats>": (150, 151, 151, 151, 155, 107, 150),
+    "strip_forward<float, float, 5, kSpaced, kL1>": (155, 156, 156, 156, 164, 110, 155),
+    "strip_forward<float, float, 5, kUnit, kDistance>": (176, 177, 177, 177, 181, 124, 170),
+    "strip_forward<__nv_bfloat16, float, 5, kUnit, kL1>": (162, 148, 148, 148, 152, 103, 150),
+    "strip_forward<__nv_bfloat16, float, 5, kSpaced, kL1>": (174, 160, 160, 160, 167, 113, 157),
+    "strip_forward<__half, float, 5, kUnit, kL1>": (149, 148, 148, 148, 152, 103, 150),
+    "strip_forward<__half, float, 5, kSpaced, kL1>": (159, 160, 160, 160, 167, 113, 157),
 }
 # The FP32 pipe; the last three have two operations each.
 _FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
@@ -141,8 +141,7 @@ def resources() -> dict[str, dict[int, Resources]]:
 def shared_bytes(architecture: int) -> dict[str, int]:
     """Shared memory that a block uses on an architecture, by kernel without the arguments that do not change it."""
     sizes = {
-        f"strip_forward<{t}, {r}>": f"StripShared<StripTraits<{t}, {t}, {t}, {r}, Access::kGeneral, Work::kAll>>"
-        for t in ("float", "double")
+        f"strip_forward<{r}>": f"StripShared<StripTraits<float, float, {r}, Access::kGeneral, Work::kAll>>"
         for r in range(1, 6)
     }
     sizes["generic"] = "GenericShared"
@@ -160,14 +159,9 @@ def shared_bytes(architecture: int) -> dict[str, int]:
 
 
 def _shared_by(kernel: str, sizes: dict[str, int]) -> int:
-    strip = re.match(r"strip_forward<(\w+), \w+, \w+, (\d)", kernel)
-    return (
-        sizes[f"strip_forward<{strip[1]}, {strip[2]}>"]
-        if strip
-        else sizes["generic"]
-        if kernel.startswith("generic")
-        else 0
-    )
+    if strip := re.match(r"strip_forward<\w+, \w+, (\d)", kernel):
+        return sizes[f"strip_forward<{strip[1]}>"]
+    return sizes["generic"] if kernel.startswith("generic") else 0
 
 
 def table(costs: dict[str, dict[int, Resources]]) -> str:
@@ -221,7 +215,7 @@ def steady_state(kernel: str, architecture: int = 90) -> Loop:
     It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
     turn. The lanes of a warp access consecutive addresses in shared memory, so a wavefront moves 128 bytes.
     """
-    file = _FILES[kernel.split(", ")[1]]
+    file = _FILES[re.match(r"strip_forward<(\w+)", kernel)[1]]
     code = _code(compile_all()[file], architecture)[kernel]
     loops = []
     for address, text in code:
@@ -318,7 +312,7 @@ def loop_table(kernels: list[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def time_table(kernel: str = "strip_forward<float, float, float, 5, kUnit, kL1>", bytes_per_pixel: float = 12) -> str:
+def time_table(kernel: str = "strip_forward<float, float, 5, kUnit, kL1>", bytes_per_pixel: float = 12) -> str:
     """A Markdown table of time_model() with the resident warps, for float32 images and their gradient by default."""
     lines = ["| GPU | resident warps | issue | FP32 | shared memory | DRAM | limit |", "|---|---|---|---|---|---|---|"]
     costs = resources()[kernel]

@@ -145,7 +145,7 @@ def test_retain_graph(backend, distance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_last_backward_reuses_the_saved_gradient(fused, dtype, wanted, reduction):
-    """The gradient takes the saved gradient's memory only in the last backward pass, and has the same bits."""
+    """The gradient takes the saved gradient's memory only in the last backward pass, except in float64, and has the same bits."""
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     inputs = {"sr": [leaf_copy(sr)], "hr": [leaf_copy(hr)], "both": [leaf_copy(sr), leaf_copy(hr)]}[wanted]
     loss = fused.pspl_loss(
@@ -156,7 +156,7 @@ def test_last_backward_reuses_the_saved_gradient(fused, dtype, wanted, reduction
     assert all(gradient.data_ptr() != saved_gradient.data_ptr() for gradient in kept)
     last = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0))
     assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
-    assert (last[0].data_ptr() == saved_gradient.data_ptr()) == (wanted != "hr")
+    assert (last[0].data_ptr() == saved_gradient.data_ptr()) == (wanted != "hr" and dtype != torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -441,10 +441,8 @@ def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
     """The constants of the forward operator by keyword."""
     config = check_config(DEFAULTS._replace(distance=distance, padding=padding, window_size=window_size))
     return {
-        **{
-            name: getattr(config, name)
-            for name in ("alpha", "beta", "gamma", "mu", "window_size", "sigma", "c1", "c2", "eps")
-        },
+        "constants": config.constants,
+        "window_size": config.window_size,
         "padding": PADDINGS.index(config.padding),
         "distance": DISTANCES.index(config.distance),
         "loss_weight": 1.0,
@@ -493,26 +491,24 @@ def test_opcheck_map(operator_device, sample, output):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
 def test_opcheck_backward(operator_device, shape, dtype):
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    saved_gradient = distinct_pair(shape, compute, operator_device)[0]
-    grad_output = torch.tensor(2.5, dtype=compute, device=operator_device)
+    saved_gradient = distinct_pair(shape, torch.float32, operator_device)[0]
+    grad_output = torch.tensor(2.5, device=operator_device)
     for saved in {saved_gradient, saved_gradient.to(dtype)}:
         for factor in (1.0, -0.25):
             torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved, grad_output, factor, dtype))
             got = torch.ops.pspl_cuda.backward(saved, grad_output, factor, dtype)
-            assert torch.equal(got, (saved.to(compute) * (2.5 * factor)).to(dtype))
+            assert torch.equal(got, (saved.float() * (2.5 * factor)).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
 def test_opcheck_backward_in_place(operator_device, shape, dtype):
     saved_gradient = distinct_pair(shape, dtype, operator_device)[0]
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
     for value in (1.0, 2.5):
-        grad_output = torch.tensor(value, dtype=compute, device=operator_device)
+        grad_output = torch.tensor(value, device=operator_device)
         torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output, 1.0))
         expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1.0, dtype)
         torch.ops.pspl_cuda.backward_(saved_gradient, grad_output, 1.0)
@@ -547,7 +543,10 @@ def test_operators_refuse_what_python_would_have(operator_device):
         {"output": 5},
         {"output": -1},
         {"gradient_dtype": torch.float64},
+        {"gradient_dtype": torch.float16},
         {"gradient_exponent": 5000},
+        {"constants": DEFAULTS.constants[:-1]},
+        {"constants": (*DEFAULTS.constants, 1.0)},
         {"loss_weight": 0.0},
         {"loss_weight": math.nan},
     ):
@@ -555,8 +554,16 @@ def test_operators_refuse_what_python_would_have(operator_device):
             forward(sr, hr, **changes)
     with pytest.raises(RuntimeError):
         forward(sr, hr, step=torch.ones(2, device=operator_device))
-    with pytest.raises(RuntimeError):
-        torch.ops.pspl_cuda.backward(sr[..., ::2], torch.tensor(1.0, device=operator_device), 1.0, torch.float32)
+    one = torch.ones((), device=operator_device)
+    for saved, grad_output, dtype in (
+        (sr[..., ::2], one, torch.float32),
+        (sr, one, torch.float64),
+        (sr.double(), one.double(), torch.float64),
+        (sr.half(), one, torch.bfloat16),
+        (sr, torch.ones(2, device=operator_device), torch.float32),
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.pspl_cuda.backward(saved, grad_output, 1.0, dtype)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))

@@ -1,9 +1,11 @@
-// The strip kernels of float16 images with a float32 target.
+// The kernels of float16 sr and float32 hr.
+#include "../generic_forward.cuh"
 #include "../strip_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<float, __half, float>(const ForwardParams<float>&, Access, const Workspace&,
-                                                         const Device&, cudaStream_t);
+template cudaError_t launch_strips<__half, float>(const ForwardParams<float>&, const Workspace&, const Device&,
+                                                  cudaStream_t);
+template cudaError_t launch_generic<float, __half, float>(const ForwardParams<float>&, const Workspace&, cudaStream_t);
 
 }  // namespace pspl::cuda

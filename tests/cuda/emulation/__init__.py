@@ -84,35 +84,29 @@ def _image(tensor: torch.Tensor) -> dict:
 
 def _forward(sr, hr, step_tensor, step, *arguments):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
-    constants = _ops.Constants(*arguments)
+    call = _ops.Arguments(*arguments)
     dtype = compute_dtype(sr, hr)
-    output = OUTPUTS[constants.output]
-    reduced = output in ("mean", "sum")
+    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
+        hr = hr.to(dtype)
+    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
+        sr = sr.to(dtype)
+    reduced = OUTPUTS[call.output] in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
-    gradient = _poisoned(sr, constants.gradient_dtype) if constants.gradient_dtype else sr.new_empty(0, dtype=dtype)
-    stats = sr.new_full((4 if constants.with_stats else 0,), math.nan, dtype=dtype)
+    gradient = _poisoned(sr, call.gradient_dtype) if call.gradient_dtype else sr.new_empty(0, dtype=dtype)
+    stats = sr.new_full((4 if call.with_stats else 0,), math.nan, dtype=dtype)
     is_tensor = step_tensor is not None
-    weight = 1.0 if output == "attention" else constants.loss_weight
     params = {
+        **call._asdict(),
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
-        "gradient": _image(gradient) if constants.gradient_dtype else None,
+        "gradient": _image(gradient) if call.gradient_dtype else None,
         "map": None if reduced else _image(result),
-        **{
-            name: getattr(constants, name)
-            for name in ("output", "padding", "distance", "sigma", "alpha", "beta", "gamma", "mu", "eps")
-        },
-        "radius": constants.window_size // 2,
-        "twice_c1": 2 * constants.c1,
-        "twice_c2": 2 * constants.c2,
-        "scale": weight / sr.numel() if output == "mean" else weight,
-        "exponent": constants.gradient_exponent,
         "step": 0.0 if is_tensor else step,
         "step_tensor": step_tensor.data_ptr() if is_tensor else 0,
         "step_dtype": _DTYPES.index(step_tensor.dtype) if is_tensor else 0,
         "loss": result.data_ptr() if reduced else 0,
-        "stats": stats.data_ptr() if constants.with_stats else 0,
+        "stats": stats.data_ptr() if call.with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
     needed = kernels.workspace_size(params)
@@ -127,8 +121,7 @@ def _forward(sr, hr, step_tensor, step, *arguments):
 
 
 def _run_backward(gradient, saved_gradient, grad_output, factor):
-    run = getattr(kernels, f"backward_{str(grad_output.dtype).removeprefix('torch.')}")
-    run(
+    kernels.backward(
         saved_gradient.data_ptr(),
         _DTYPES.index(saved_gradient.dtype),
         grad_output.data_ptr(),

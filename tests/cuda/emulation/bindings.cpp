@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -55,18 +56,13 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   p.output = static_cast<pspl::Output>(d["output"].cast<int>());
   p.padding = static_cast<pspl::Padding>(d["padding"].cast<int>());
   p.distance = static_cast<pspl::Distance>(d["distance"].cast<int>());
-  p.radius = d["radius"].cast<int32_t>();
-  if (p.radius < 0 || p.radius > pspl::kMaxRadius) throw std::invalid_argument("radius");
-  pspl::fill_taps(p, d["sigma"].cast<double>());
-  const auto number = [&](const char* name) { return static_cast<T>(d[name].cast<double>()); };
-  p.twice_c1 = number("twice_c1");
-  p.twice_c2 = number("twice_c2");
-  p.alpha = number("alpha");
-  p.beta = number("beta");
-  p.mu = number("mu");
-  pspl::fold_scale(p, d["gamma"].cast<double>(), d["eps"].cast<double>(), d["scale"].cast<double>(),
-                   d["exponent"].cast<int>());
-  p.step = number("step");
+  p.radius = d["window_size"].cast<int32_t>() / 2;
+  if (p.radius < 0 || p.radius > pspl::kMaxRadius) throw std::invalid_argument("window_size");
+  const auto c = d["constants"].cast<std::array<double, sizeof(pspl::Constants) / sizeof(double)>>();
+  pspl::Constants constants;
+  std::memcpy(&constants, c.data(), sizeof(constants));
+  pspl::set_constants(p, constants, d["loss_weight"].cast<double>(), d["gradient_exponent"].cast<int>());
+  p.step = static_cast<T>(d["step"].cast<double>());
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
   p.loss = pointer<T>(d["loss"]);
@@ -102,13 +98,12 @@ void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multip
   check(pspl::cuda::forward<T>(params<T>(d), workspace, device(multiprocessors), nullptr));
 }
 
-template <typename T>
-void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, T factor, uintptr_t gradient, int dtype,
-              int64_t numel, int multiprocessors) {
-  check(pspl::cuda::backward<T>({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
-                                 reinterpret_cast<const T*>(grad_output), factor, reinterpret_cast<void*>(gradient),
-                                 static_cast<pspl::DType>(dtype), numel},
-                                device(multiprocessors), nullptr));
+void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float factor, uintptr_t gradient,
+              int dtype, int64_t numel, int multiprocessors) {
+  check(pspl::cuda::backward({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
+                              reinterpret_cast<const float*>(grad_output), factor, reinterpret_cast<void*>(gradient),
+                              static_cast<pspl::DType>(dtype), numel},
+                             device(multiprocessors), nullptr));
 }
 
 void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }
@@ -123,14 +118,16 @@ PYBIND11_MODULE(emulated_kernels, module) {
   module.def("busy_warps", &pspl::cuda::busy_warps);
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
-  module.def("backward_float32", &backward<float>);
-  module.def("backward_float64", &backward<double>);
+  module.def("backward", &backward);
+  module.def("has_kernels", [](int sr, int hr) {
+    return pspl::cuda::has_kernels(static_cast<pspl::DType>(sr), static_cast<pspl::DType>(hr));
+  });
   module.def("set_approximation", &set_approximation);
 
   // The shim's own arithmetic, to be tested.
   module.def("rcp_approx", &emulation::rcp_approx);
   module.def("ex2_approx", &emulation::ex2_approx);
-  module.def("rsqrt_approx", &emulation::rsqrt_approx);
+  module.def("rsqrt_approx", &rsqrtf);
   module.def("half_bits", [](double value) { return __double2half(value).bits; });
   module.def("half_value", [](uint16_t bits) { return __half2float({bits}); });
   module.def("bfloat16_bits", [](double value) { return __double2bfloat16(value).bits; });

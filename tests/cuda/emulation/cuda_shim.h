@@ -120,6 +120,9 @@ T __ldcg(const T* address) {
 }
 
 // Of equal types only: CUDA has more overloads, but a conversion nobody asked for should not compile.
+using std::copysign;
+using std::fabs;
+using std::fmax;
 using std::max;
 using std::min;
 
@@ -151,9 +154,10 @@ inline float moved(double exact, double ulps) {
 
 inline float rcp_approx(float x) { return moved(1.0 / flush(x), 1); }
 inline float ex2_approx(float x) { return moved(std::exp2(static_cast<double>(flush(x))), 2); }
-inline float rsqrt_approx(float x) { return moved(1.0 / std::sqrt(static_cast<double>(x)), 2); }
 
 }  // namespace emulation
+
+inline float rsqrtf(float x) { return emulation::moved(1.0 / std::sqrt(static_cast<double>(x)), 2); }
 
 // ---------------------------------------------------------------- 16-bit numbers
 
