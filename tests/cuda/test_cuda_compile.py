@@ -97,8 +97,7 @@ def test_instructions_per_pixel(kernel, capsys):
 def test_statistics_cost_little():
     """At most 4 % on top of the training loop for sm_90."""
     without, with_stats = (
-        cuda_resources.steady_state(f"strip_forward<float, float, 5, kUnit, {work}>")
-        for work in ("kL1", "kL1Stats")
+        cuda_resources.steady_state(f"strip_forward<float, float, 5, kUnit, {work}>") for work in ("kL1", "kL1Stats")
     )
     assert with_stats.instructions <= 1.04 * without.instructions
 

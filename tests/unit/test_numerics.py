@@ -51,20 +51,18 @@ def test_budget_with_other_windows(backend, name, window_size):
 
 
 @pytest.mark.parametrize("sigma", [0.15, 0.18, 0.2, 0.22, 0.25, 0.3, 0.4, 0.45])
-@pytest.mark.parametrize("name", ["noise", "checkerboard", "black beside white, error 1e-3", "photo", "overshoot"])
+@pytest.mark.parametrize(
+    "name", ["noise", "checkerboard", "black beside white, error 1e-3", "photo", "overshoot", "inverted"]
+)
 def test_budget_with_narrow_windows(backend, name, sigma):
     """Neighbouring pixels have next to nothing in common: none serves as the pivot of another, and the weight of a neighbour is
     smaller than the rounding of the weight of the centre."""
     sr, hr = adversarial_images.pair(name, device=backend.device)
     expected = oracle.similarity_map(numpy64(sr), numpy64(hr), sigma=sigma)
-    budget = None
-    if backend.one_pivot:
-        distance = ((sr + hr).max() - (sr + hr).min()).item() / 2  # from a pivot in the middle of the range
-        budget = max(tolerances.SIMILARITY[torch.float32], tolerances.NARROW_WINDOW * distance**2)
+    budget = tolerances.narrow_window_budget(sr, hr, sigma) if backend.one_pivot else None
     tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected, budget=budget)
 
 
-@pytest.mark.not_on("emulated", "cuda")  # one pivot per strip: the squares of distant pixels outweigh the neighbour
 @pytest.mark.parametrize("amplitude", [3, 10])
 @pytest.mark.parametrize("sigma", [0.18, 0.2, 0.22])
 def test_small_weights_are_right(backend, sigma, amplitude):
@@ -73,10 +71,10 @@ def test_small_weights_are_right(backend, sigma, amplitude):
     sr, hr = (scale * (torch.rand(1, 1, 48, 48, generator=generator) - 0.5) for scale in (amplitude, 1))
     sr, hr = sr.to(backend.device), (hr + 0.5).to(backend.device)
     expected = oracle.similarity_map(numpy64(sr), numpy64(hr), sigma=sigma)
-    tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected)
+    budget = tolerances.narrow_window_budget(sr, hr, sigma) if backend.one_pivot else None
+    tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected, budget=budget)
 
 
-@pytest.mark.not_on("emulated", "cuda")  # as above
 @pytest.mark.parametrize("sigma", [0.27, 0.29, 0.3, 0.32, 0.35, 0.38, 0.5, 0.7])
 def test_loss_of_one_pixel(backend, sigma):
     """Where images differ at one pixel, no other pixel averages its error: the weight of its neighbours must be right."""
@@ -86,8 +84,10 @@ def test_loss_of_one_pixel(backend, sigma):
         sr = hr.clone()
         sr[..., 2, 2] += difference
         expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0, sigma=sigma)
+        # At delta = 1 the loss changes by up to 4 times what M_s does.
+        narrow = 4 * tolerances.narrow_window_budget(sr, hr, sigma).max() / tolerances.LOSS[torch.float32]
         loss = backend.pspl_loss(sr.to(backend.device), hr.to(backend.device), 1.0, sigma=sigma)
-        tolerances.assert_loss(loss, expected)
+        tolerances.assert_loss(loss, expected, narrow if backend.one_pivot else 1)
 
 
 @pytest.mark.parametrize("exponent", [87.0, 88.0, 100.0, 104.0])
