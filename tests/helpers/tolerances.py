@@ -24,11 +24,12 @@ SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
 # range, the squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
 # 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
 FAR_FROM_PIVOT = 5e-5
-# A window of about one pixel (sigma below 0.5) averages no rounding of the strip kernel's squares: at worst the products, the two
+# A window of about one pixel (sigma below 0.5) averages no rounding of the strip kernel's squares. At worst the products, the two
 # weighted sums of the squares and those of the means, twice in their square, leave 8 roundings of 2^-24 of the squares in a
-# variance. Per squared distance of x + y from the pivot, divided by 4 C2 as above. x - y has no pivot, and where its variance is
-# small, Eq. 5 divides the error by C2: 4 times as much, per square of x - y.
-NARROW_WINDOW = 8 * 2.0**-24 / (4 * 0.03**2)
+# variance, and the sum of the taps, 2^-25 off in both directions, one more. Per squared distance of x + y from the pivot,
+# divided by 4 C2 as above. x - y has no pivot, and where its variance is small, Eq. 5 divides the error by C2: 4 times as much,
+# per square of x - y.
+NARROW_WINDOW = 9 * 2.0**-24 / (4 * 0.03**2)
 # At delta = 1 the attention changes by up to 4 times what M_s does. The average error of M_s over an image is a quarter of
 # the largest, in one direction because a variance is clamped at 0; the error in the L2 norm is half of the largest. As multiples
 # of the two budgets.
