@@ -240,8 +240,8 @@ class PSPLLoss(nn.Module):
             calls = self._calls + advance
             iteration = -(-calls.reshape(()) // self.calls_per_iteration)
             result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
-            # In place: of an assignment under FakeTensorMode a fake tensor would remain. An exported program does not count.
-            if self.capturable or not torch.compiler.is_exporting():
+            # In place: an assignment would leave what an ambient mode makes of a tensor. An exported program does not count.
+            if advance and (self.capturable or not torch.compiler.is_exporting()):
                 self._calls.add_(advance)
             return result
         count = self._read_calls() + advance
