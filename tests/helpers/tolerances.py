@@ -57,6 +57,19 @@ def compute_dtype(*images: torch.Tensor) -> torch.dtype:
     return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
 
 
+def largest_exponent(delta: float, mu: float = -1.0) -> float:
+    """Of Eq. 7, over all M_s from -1 to 1."""
+    return max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
+
+
+def rounded_delta(delta: float, dtype: torch.dtype) -> float:
+    """Relative error of the exponent by the roundings of delta, which are the same at every pixel."""
+    # At a power of two, sqrt(log2 e) / delta has the rounding that it has at delta = 1. Elsewhere alpha, step, their product,
+    # its sum with beta, the reciprocal and the product with the constant are rounded too; each counts twice in the exponent.
+    power_of_two = math.frexp(delta)[0] == 0.5
+    return 0.0 if power_of_two else 2 * 6 * ROUNDING[dtype]
+
+
 def growth(
     delta: float,
     mu: float = -1.0,
@@ -67,12 +80,8 @@ def growth(
     """How many times its ``budget`` at delta = 1 an error may be; at least 1."""
     if math.isinf(delta) or delta == 0:
         return 1.0
-    exponent = max(abs(1 - mu), abs(-1 - mu)) ** 2 / delta**2
-    # At a power of two, sqrt(log2 e) / delta has the rounding that it has at delta = 1. Elsewhere alpha, step, their product,
-    # its sum with beta, the reciprocal and the product with the constant are rounded too; each counts twice in the exponent.
-    # The error is the same at every pixel, so it is as large in an average and in an L2 norm.
-    power_of_two = math.frexp(delta)[0] == 0.5
-    error = exponent * (budget[dtype] / 4 + (0 if power_of_two else 2 * 6 * ROUNDING[dtype]))
+    # The error of delta is the same at every pixel, so it is as large in an average and in an L2 norm.
+    error = largest_exponent(delta, mu) * (budget[dtype] / 4 + rounded_delta(delta, dtype))
     return max(1.0, error / budget[dtype]) * (1 if distance == "l1" else 2)
 
 
