@@ -29,8 +29,8 @@ bool is_too_large(const ForwardParams<T>& p) {
 template <typename Sr, typename Hr>
 cudaError_t launch_forward(const ForwardParams<float>& p, const Workspace& workspace, const Device& device,
                            cudaStream_t stream) {
-  return has_strips<Sr, Hr>(p.radius) ? launch_strips<Sr, Hr>(p, workspace, device, stream)
-                                      : launch_generic<float, Sr, Hr>(p, workspace, stream);
+  return p.radius >= 1 && p.radius <= 5 ? launch_strips<Sr, Hr>(p, workspace, device, stream)
+                                        : launch_generic<float, Sr, Hr>(p, workspace, stream);
 }
 
 }  // namespace

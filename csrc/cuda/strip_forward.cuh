@@ -427,12 +427,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
 
 // ---------------------------------------------------------------- launch
 
-// Images of one dtype have kernels for windows of 3 to 11, mixed dtypes for 11 only.
-template <typename Sr, typename Hr>
-constexpr bool has_strips(int radius) {
-  return radius == 5 || (std::is_same_v<Sr, Hr> && radius >= 1 && radius <= 4);
-}
-
 // Whether the offsets of a walk through an image fit 32 bits. It ends one row below the image, and up to three warps of
 // columns to the right of it.
 inline bool has_short_offsets(const ForwardParams<float>& p, const Strides& image) {
@@ -474,13 +468,10 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
   const bool map = p.map.data != nullptr;
   const bool stats = p.stats != nullptr;
   const bool l1 = p.distance == Distance::kL1;
-  constexpr bool kOneType = std::is_same_v<Sr, Hr>;
-  if constexpr (kOneType) {
-    if (p.radius == 1) return run(StripTraits<Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 2) return run(StripTraits<Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 3) return run(StripTraits<Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
-    if (p.radius == 4) return run(StripTraits<Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
-  }
+  if (p.radius == 1) return run(StripTraits<Sr, Hr, 1, Access::kGeneral, Work::kAll>{});
+  if (p.radius == 2) return run(StripTraits<Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
+  if (p.radius == 3) return run(StripTraits<Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
+  if (p.radius == 4) return run(StripTraits<Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
   if (access == Access::kUnit && !map) {
     if (l1 && stats) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
     if (l1) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1>{});
@@ -490,7 +481,7 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
     if (l1) return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
     return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
   }
-  if constexpr (kOneType) {
+  if constexpr (std::is_same_v<Sr, Hr>) {
     if (access == Access::kUnit) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kAll>{});
     if (!map && !stats) return run(StripTraits<Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
   }
