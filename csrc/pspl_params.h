@@ -66,7 +66,7 @@ struct GradientImage {
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// The numbers of a loss as its caller gives them: the float fields of Config in pspl_cuda/config.py, in their order.
+// The numbers of a loss as its caller gives them: CONSTANTS in pspl_cuda/config.py, in its order.
 struct Constants {
   double alpha, beta, gamma, mu, data_range, sigma, k1, k2, eps;
 };

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import include_paths
 
+from pspl_cuda.config import CONSTANTS
 from tools import cuda_resources
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.py").exists())
@@ -171,3 +172,9 @@ def test_clang_tidy(file):
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_constants_have_one_order():
+    """Operators take them as a list without names."""
+    (fields,) = re.findall(r"struct Constants {\s*double (.*?);\s*};", (CSRC / "pspl_params.h").read_text(), re.DOTALL)
+    assert re.split(r",\s*", fields) == list(CONSTANTS)
