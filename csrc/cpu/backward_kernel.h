@@ -32,16 +32,17 @@ PSPL_INLINE void scale(const S* from, float factor, E* to, int64_t count) {
 }
 
 void backward_job(void* context, int64_t job) {
-  const auto& [p, factor] = *static_cast<const BackwardJobs*>(context);
+  const auto& jobs = *static_cast<const BackwardJobs*>(context);
+  const BackwardParams& p = jobs.params;
   const int64_t begin = job * kBackwardChunk;
   const int64_t count = p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk;
   const auto run = [&](auto* to) {
     using E = std::remove_pointer_t<decltype(to)>;
     to = static_cast<E*>(p.gradient) + begin;
     if (p.saved_dtype == p.dtype) {
-      scale(static_cast<const E*>(p.saved_gradient) + begin, factor, to, count);
+      scale(static_cast<const E*>(p.saved_gradient) + begin, jobs.factor, to, count);
     } else {
-      scale(static_cast<const float*>(p.saved_gradient) + begin, factor, to, count);
+      scale(static_cast<const float*>(p.saved_gradient) + begin, jobs.factor, to, count);
     }
   };
   if (p.dtype == DType::kFloat16) return run(static_cast<Half*>(nullptr));

@@ -197,7 +197,7 @@ void run(const Case& c) {
   p.step = T(1);
 
   const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));
-  const Result gradient(c, c.everything ? kComputeType<T> : c.sr, "gradient");
+  const Result gradient(c, c.everything || sizeof(T) == 8 ? kComputeType<T> : c.sr, "gradient");
   p.gradient = {gradient.memory.data, gradient.dtype, gradient.strides};
   p.loss = static_cast<T*>(loss.data);
   if (c.everything) p.stats = static_cast<T*>(stats.data);
