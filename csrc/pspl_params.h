@@ -70,6 +70,7 @@ constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : d
 struct Constants {
   double alpha, beta, gamma, mu, data_range, sigma, k1, k2, eps;
 };
+constexpr int kNumConstants = sizeof(Constants) / sizeof(double);
 
 // T is the compute type: float, or double if an input is float64. set_constants() in pspl_math.h fills the numbers.
 template <typename T>

@@ -95,8 +95,9 @@ inline Tensor empty_vector(const Tensor& device_of, int64_t size, ScalarType dty
 
 // torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, as in the fake kernels.
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
-  const Tensor like = is_dense(tensor) ? tensor : torch::stable::empty_like(tensor);
-  return empty_strided(tensor, tensor.sizes(), like.strides(), dtype);
+  if (is_dense(tensor)) return empty_strided(tensor, tensor.sizes(), tensor.strides(), dtype);
+  const Tensor like = torch::stable::empty_like(tensor);
+  return like.scalar_type() == dtype ? like : empty_strided(tensor, tensor.sizes(), like.strides(), dtype);
 }
 
 template <typename Enum>
@@ -142,10 +143,10 @@ void set_step(ForwardParams<T>& p, double step, const std::optional<Tensor>& ste
 
 // The operators, for all devices; pspl_cuda/_ops.py has their schemas. pspl_cuda/config.py checks the same with more
 // detailed messages; the checks here protect operators that are called directly. Backend runs a kernel with filled
-// parameters on the device of a tensor, and converts images that its kernels cannot read:
+// parameters on the device of a tensor, and converts images that its kernels cannot read to the compute type:
 //   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
 //   static void backward(const BackwardParams&, const Tensor& on_device);
-//   static void make_readable(Tensor& sr, Tensor& hr);
+//   static void make_readable(Tensor& sr, Tensor& hr, ScalarType compute_type);
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
                                               std::vector<double> numbers, int64_t window_size, int64_t padding,
@@ -153,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
                                               int64_t gradient_exponent, std::optional<ScalarType> gradient_dtype,
                                               bool with_stats) {
   Constants constants;
-  STD_TORCH_CHECK(numbers.size() * sizeof(double) == sizeof(constants), "constants must have ",
-                  sizeof(constants) / sizeof(double), " numbers, but has ", numbers.size(), ".");
+  STD_TORCH_CHECK(numbers.size() == kNumConstants, "constants must have ", kNumConstants, " numbers, but has ",
+                  numbers.size(), ".");
   std::memcpy(&constants, numbers.data(), sizeof(constants));
   STD_TORCH_CHECK(window_size >= 1 && window_size <= 2 * kMaxRadius + 1 && window_size % 2 == 1,
                   "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window_size, ".");
@@ -164,8 +165,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
   STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
   STD_TORCH_CHECK(std::abs(gradient_exponent) < 1000, "gradient_exponent is ", gradient_exponent, ".");
 
-  Backend::make_readable(sr, hr);
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
+  Backend::make_readable(sr, hr, wide ? ScalarType::Double : ScalarType::Float);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     constexpr ScalarType dtype = kScalarType<T>;

@@ -12,7 +12,7 @@ void run_jobs(int64_t jobs, void (*body)(void* context, int64_t job), void* cont
 }
 
 struct CpuBackend {
-  static void make_readable(Tensor&, Tensor&) {}
+  static void make_readable(Tensor&, Tensor&, ScalarType) {}
 
   template <typename T>
   static void forward(const ForwardParams<T>& params, const Tensor&) {

@@ -57,11 +57,10 @@ Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
 
 struct CudaBackend {
   // Pairs of dtypes without a kernel are rare. hr is converted first, because the gradient may have sr's dtype.
-  static void make_readable(Tensor& sr, Tensor& hr) {
-    const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
+  static void make_readable(Tensor& sr, Tensor& hr, ScalarType compute_type) {
     for (Tensor* image : {&hr, &sr}) {
       if (cuda::has_kernels(dtype_of(sr, "sr"), dtype_of(hr, "hr"))) return;
-      *image = torch::stable::to(*image, wide ? ScalarType::Double : ScalarType::Float);
+      *image = torch::stable::to(*image, compute_type);
     }
   }
 

@@ -82,14 +82,19 @@ def _image(tensor: torch.Tensor) -> dict:
     }
 
 
+def _readable(sr, hr, dtype):
+    """The images as csrc/bindings/ops_cuda.cpp converts them."""
+    for converted in ((sr, hr), (sr, hr.to(dtype))):
+        if kernels.has_kernels(*(_DTYPES.index(image.dtype) for image in converted)):
+            return converted
+    return sr.to(dtype), hr.to(dtype)
+
+
 def _forward(sr, hr, step_tensor, step, *arguments):
     """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
     call = _ops.Arguments(*arguments)
     dtype = compute_dtype(sr, hr)
-    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
-        hr = hr.to(dtype)
-    if not kernels.has_kernels(_DTYPES.index(sr.dtype), _DTYPES.index(hr.dtype)):
-        sr = sr.to(dtype)
+    sr, hr = _readable(sr, hr, dtype)
     reduced = OUTPUTS[call.output] in ("mean", "sum")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
     gradient = _poisoned(sr, call.gradient_dtype) if call.gradient_dtype else sr.new_empty(0, dtype=dtype)

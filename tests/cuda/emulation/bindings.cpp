@@ -58,7 +58,7 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   p.distance = static_cast<pspl::Distance>(d["distance"].cast<int>());
   p.radius = d["window_size"].cast<int32_t>() / 2;
   if (p.radius < 0 || p.radius > pspl::kMaxRadius) throw std::invalid_argument("window_size");
-  const auto c = d["constants"].cast<std::array<double, sizeof(pspl::Constants) / sizeof(double)>>();
+  const auto c = d["constants"].cast<std::array<double, pspl::kNumConstants>>();
   pspl::Constants constants;
   std::memcpy(&constants, c.data(), sizeof(constants));
   pspl::set_constants(p, constants, d["loss_weight"].cast<double>(), d["gradient_exponent"].cast<int>());
