@@ -26,7 +26,7 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 by the fused kernel of the images' device."""
     _check_transforms(step)
-    step, config = _as_inputs(step, config)
+    step, config = _delta_as_step(step, config)
     return _forward(sr, hr, step, _arguments(config, "attention"))[0]
 
 
@@ -40,7 +40,7 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """``loss_weight`` (above 0) times the loss, and the statistics: ``[4]`` in the order of PSPLStats, else empty."""
     _check_transforms(sr, hr, step)
-    step, config = _as_inputs(step, config)
+    step, config = _delta_as_step(step, config)
     needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
     dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
     compiling = torch.compiler.is_compiling()  # such programs must not contain what is only faster in eager mode
@@ -54,8 +54,8 @@ def loss(
     return value, stats
 
 
-def _as_inputs(step: float | Tensor, config: Config) -> tuple[float | Tensor, Config]:
-    """Under compile, ``alpha * step + beta`` as the step of alpha = 1 and beta = 0.
+def _delta_as_step(step: float | Tensor, config: Config) -> tuple[float | Tensor, Config]:
+    """Under compile, return delta as the step, with alpha = 1 and beta = 0.
 
     A float of an operator is a constant of the graph, which each new value compiles again; a tensor is an input.
     """
@@ -147,8 +147,8 @@ class _Loss(torch.autograd.Function):
         sr_dtype, hr_dtype = ctx.dtypes
         factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
-        # PyTorch: float64, compiled graphs, which fuse the multiplication, create_graph, a gradient per pixel, and batched
-        # gradients (is_grads_batched, vectorize=True).
+        # PyTorch multiplies for float64, compiled graphs (which fuse the multiplication), create_graph, a gradient per pixel, and
+        # batched gradients (is_grads_batched, vectorize=True).
         if (
             grad_output.dtype == torch.float64
             or torch.compiler.is_compiling()

@@ -49,7 +49,7 @@ cudaError_t forward(const ForwardParams<float>& p, const Workspace& workspace, c
   return launch ? launch(p, workspace, device, stream) : cudaErrorInvalidValue;
 }
 
-// float64 serves checks of derivatives, not training.
+// float64 is used to check derivatives, not to train: it has the generic kernel only.
 template <>
 cudaError_t forward(const ForwardParams<double>& p, const Workspace& workspace, const Device&, cudaStream_t stream) {
   if (is_too_large(p)) return cudaErrorInvalidConfiguration;
