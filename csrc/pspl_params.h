@@ -83,7 +83,7 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once: to T or, if T is float to sr's
+  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once: to T or, if T is float, to sr's
   // dtype.
   GradientImage gradient;
   OutputImage<T> map;
