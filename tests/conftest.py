@@ -26,7 +26,7 @@ def _choose_hypothesis_profile():
     """
     try:
         from hypothesis import HealthCheck, settings
-    except ImportError:  # benchmarks/gpu_check.py runs the other tests without it
+    except ImportError:  # tools/gpu_check.py runs the other tests without it
         return
     common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
     settings.register_profile("default", max_examples=25, derandomize=True, database=None, **common)
@@ -131,7 +131,6 @@ def pytest_ignore_collect(collection_path):
 UNSUITABLE = {
     "fused": ["reference"],
     # The emulation is bound by pybind11, which torch can't trace or record.
-    "traceable": ["emulated"],
     "dispatched": ["emulated"],
 }
 
@@ -159,6 +158,12 @@ def backend(request, _backends):
 @pytest.fixture
 def fused(backend):
     """The backends that are fused kernels."""
+    return backend
+
+
+@pytest.fixture
+def dispatched(backend):
+    """The backends that are operators of torch, or made of them."""
     return backend
 
 

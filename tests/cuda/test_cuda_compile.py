@@ -1,6 +1,6 @@
 """The CUDA kernels compile for every architecture without warnings and without torch, within limits on what they use.
 
-``python tests/tools/cuda_resources.py`` prints the numbers.
+``python -m tools.cuda_resources`` prints the numbers.
 """
 
 from __future__ import annotations

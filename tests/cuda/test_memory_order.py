@@ -1,4 +1,4 @@
-"""The sum of a launch is right in every order of its memory accesses (tests/tools/memory_order.py)."""
+"""The sum of a launch is right in every order of its memory accesses (tools/memory_order.py)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import pspl_cuda
-from tools import trace_files
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/dev", "examples", "experiments", "benchmarks/results")
@@ -194,12 +193,6 @@ def test_every_page_is_in_the_built_site():
     for page in (ROOT / "docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
         assert name == "README" or f"   {name}\n" in toctree, f"docs/index.rst does not list {name}"
-
-
-@pytest.mark.skipif(not pspl_cuda.backend_info()["cpu"]["available"], reason="the CPU kernel is not built")
-def test_design_lists_the_files_of_a_training_step():
-    """``python tests/tools/trace_files.py --out docs/dev/design.md`` updates the table."""
-    assert trace_files.table() in (ROOT / "docs" / "dev" / "design.md").read_text()
 
 
 def test_environment_variables_exist():

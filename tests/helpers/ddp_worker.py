@@ -1,4 +1,4 @@
-"""Code of the two DistributedDataParallel processes of tests/unit/test_module.py, in a module that imports fast."""
+"""The DistributedDataParallel processes of tests/torch_features/test_distributed.py, in a module that imports fast."""
 
 from __future__ import annotations
 

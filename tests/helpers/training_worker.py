@@ -1,4 +1,4 @@
-"""What the processes of tests/unit/test_training.py do, in a module that imports fast."""
+"""What the processes of tests/torch_features/test_distributed.py do, in a module that imports fast."""
 
 from __future__ import annotations
 

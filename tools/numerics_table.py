@@ -1,9 +1,9 @@
 """The error of every backend against float64 on the images of helpers/adversarial_images.py: the tables of docs/numerics.md.
 
-    python tests/tools/numerics_table.py                          print the tables
-    python tests/tools/numerics_table.py --out docs/numerics.md   replace the tables below that file's heading "Tables"
+    python -m tools.numerics_table                          print the tables
+    python -m tools.numerics_table --out docs/numerics.md   replace the tables below that file's heading "Tables"
 
-It takes some minutes. tests/unit/test_numerics.py checks the committed tables against the budget of helpers/tolerances.py.
+It takes some minutes. tests/kernels/test_numerics.py checks the committed tables against the budget of helpers/tolerances.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pspl_cuda.config import PADDINGS
-
-if __name__ == "__main__":
-    # pytest has these folders from pyproject.toml and conftest.py.
-    TESTS = Path(__file__).resolve().parents[1]
-    sys.path[1:1] = [str(TESTS), str(TESTS / "cuda")]
-    sys.path.append(str(TESTS.parent))
-
 from benchmarks import official
 from helpers import adversarial_images, backends, oracle, tolerances
 from helpers.cases import numpy64
+from pspl_cuda.config import PADDINGS
 
 HEADING = "## Tables"
 QUANTITIES = ("similarity", "loss", "gradient")

@@ -199,3 +199,16 @@ def test_nothing_leaks(name):
     many(calls)
     grown = resident_bytes() - before
     assert grown < calls * 32, f"{grown} bytes in {calls} calls"
+
+
+@pytest.mark.not_on("emulated")  # too slow
+def test_thread_count_does_not_change_the_result(fused):
+    """Jobs are fixed pieces of the image, whoever computes them."""
+    sr, hr = (leaf(x) for x in smooth_pair((3, 3, 120, 131), device=fused.device))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        loss = fused.pspl_loss(sr, hr, 1.0)
+        results.append((loss.detach(), *torch.autograd.grad(loss, sr)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

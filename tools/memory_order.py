@@ -1,7 +1,7 @@
 """Checks the order of memory accesses in the sum of a launch exhaustively: every interleaving of the threads and every value
 that a read may return on a GPU.
 
-    python tests/tools/memory_order.py
+    python -m tools.memory_order
 
 ``protocol()`` reads the accesses of ``reduce_and_store()`` from its source, so the model can't miss a change of the code.
 ``violations()`` runs them on a machine with weak memory: a store becomes visible to another thread only through fences, atomics
@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "outputs.cuh"
+SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "outputs.cuh"
 
 # The statements of reduce_and_store() that access shared or global memory, or order accesses.
 STATEMENTS = {

@@ -1,7 +1,7 @@
 """Reported failures of other SSIM packages, one test each, named after the report. They must not happen here, on any backend.
 
 The numbers are those of issues (``pr``: pull requests) of the repository in the name. Failures that need a GPU (streams, device
-guards, captured graphs) are in tests/cuda/test_gpu.py, those of an installation in tests/packaging/test_install.py.
+guards, captured graphs) are in tests/cuda/test_gpu.py, those of an installation in tests/build/test_install.py.
 """
 
 from __future__ import annotations

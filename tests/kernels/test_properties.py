@@ -16,7 +16,7 @@ import torch
 from hypothesis import assume, given
 
 from helpers import oracle, tolerances
-from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64
+from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_pair
 from pspl_cuda.config import DISTANCES, PADDINGS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -279,3 +279,114 @@ def test_gradient_is_the_slope(backend, recipe, window, step, distance, reductio
     allowed = 1e-6 * size + 4e-16 * abs(loss(0)) / h
     assert abs(float((numpy64(gradients[0]) * along).sum()) - slope) <= allowed
     assert abs(float((numpy64(gradients[1]) * along).sum()) + slope) <= allowed
+
+
+# ---------------------------------------------------------------- on fixed images
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
+def test_identical_images_have_similarity_one(backend, padding, dtype):
+    """Exactly 1, whatever the values and layouts; the loss, its gradient and the error statistics are exactly 0."""
+    for shape, scale in (((1, 3, 1, 1), 1), ((2, 3, 17, 35), 1), ((1, 1, 9, 70), 255), ((1, 1, 13, 13), 1e-4)):
+        sr, _ = smooth_pair(shape, dtypes=(dtype, dtype), device=backend.device)
+        sr = leaf(sr * scale)
+        hr = LAYOUTS["channels_last"](sr.detach())
+        assert torch.equal(
+            backend.similarity_map(sr, hr, padding=padding).cpu(), torch.ones(shape, dtype=tolerances.compute_dtype(sr))
+        )
+        loss, stats = backend.pspl_loss(sr, hr, 1.0, padding=padding, return_stats=True)
+        (grad,) = torch.autograd.grad(loss, sr)
+        assert loss == 0
+        assert stats.mean_abs_error == 0
+        assert stats.mean_squared_error == 0
+        assert stats.mean_similarity == 1
+        assert stats.psnr == math.inf
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 255.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_similarity_is_bounded(backend, scale, dtype):
+    """|M_s| <= 1, where rounding is worst."""
+    shape = (1, 1, 24, 40)
+    sr, hr = smooth_pair(shape, dtypes=(dtype, dtype), device=backend.device)
+    rows, columns = torch.meshgrid(torch.arange(24), torch.arange(40), indexing="ij")
+    checker = ((rows + columns) % 2).to(sr)[None, None]
+    flat = torch.full(shape, 0.7).to(sr)
+    for a, b in ((sr, hr), (sr, -sr), (checker, 1 - checker), (flat, flat + 1e-7), (flat, -flat), (checker, -checker)):
+        for data_range in (1.0, 255.0):
+            m_s = backend.similarity_map(a * scale, b * scale, data_range=data_range)
+            assert m_s.abs().max() <= 1
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
+def test_ties_have_no_gradient(backend, distance):
+    """sign(0) = 0, as in PyTorch: equal pixels get exactly 0, also inside a region that gets a gradient."""
+    sr, hr = smooth_pair((2, 2, 13, 17), device=backend.device)
+    ties = sr == hr
+    assert 0 < ties.sum() < ties.numel() / 2
+    sr = leaf(sr)
+    (grad,) = torch.autograd.grad(backend.pspl_loss(sr, hr, 1.0, distance=distance), sr)
+    assert torch.equal(grad[ties], torch.zeros_like(grad[ties]))
+    assert (grad[~ties] != 0).all()
+    assert torch.equal(grad[~ties].sign(), (sr.detach() - hr)[~ties].sign())
+
+
+def test_negative_zero_is_a_tie(backend):
+    """0 and -0 are equal."""
+    sr, hr = torch.zeros(1, 1, 6, 6, device=backend.device), -torch.zeros(1, 1, 6, 6, device=backend.device)
+    hr[..., 0, 0] = 1
+    sr = leaf(sr)
+    (grad,) = torch.autograd.grad(backend.pspl_loss(sr, hr, 1.0), sr)
+    assert grad[..., 0, 0] < 0
+    assert (grad != 0).sum() == 1
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
+def test_symmetric_in_the_two_images(backend, distance):
+    sr, hr = (leaf(x) for x in smooth_pair((2, 2, 15, 37), device=backend.device))
+    there = backend.pspl_loss(sr, hr, 1.0, distance=distance)
+    back = backend.pspl_loss(hr, sr, 1.0, distance=distance)
+    assert torch.equal(there, back)
+    assert torch.equal(backend.similarity_map(sr, hr), backend.similarity_map(hr, sr))
+    for a, b in zip(torch.autograd.grad(there, (sr, hr)), torch.autograd.grad(back, (sr, hr)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7), (2, 3, 40, 70), pytest.param((4, 3, 150, 201), marks=pytest.mark.not_on("emulated"))], ids=str
+)
+def test_bitwise_repeatable(backend, shape):
+    """The same call gives the same bits: no sum depends on the order in which blocks or threads finish."""
+    sr, hr = (leaf(x) for x in smooth_pair(shape, device=backend.device))
+    first = None
+    for _ in range(5):
+        loss, stats = backend.pspl_loss(sr, hr, 1.0, return_stats=True)
+        result = (loss.detach(), *stats[:4], *torch.autograd.grad(loss, (sr, hr)), backend.similarity_map(sr, hr))
+        first = first or result
+        assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True))
+
+
+def test_result_does_not_depend_on_what_else_is_asked(backend):
+    """Statistics, gradients and maps are by-products: the loss has the same bits with and without them."""
+    sr, hr = smooth_pair((2, 3, 21, 34), device=backend.device)
+    plain = backend.pspl_loss(sr, hr, 1.0)
+    both = backend.pspl_loss(leaf(sr), leaf(hr), 1.0, return_stats=True)[0].detach()
+    assert torch.equal(plain, both)
+    a, b = leaf(sr), leaf(hr)
+    one = torch.autograd.grad(backend.pspl_loss(a, hr, 1.0), a)[0]
+    other = torch.autograd.grad(backend.pspl_loss(sr, b, 1.0), b)[0]
+    two = torch.autograd.grad(backend.pspl_loss(a, b, 1.0), (a, b))
+    assert torch.equal(one, two[0])
+    assert torch.equal(other, two[1])
+
+
+def test_images_of_a_batch_do_not_see_each_other(backend):
+    """The maps of a batch are the maps of its images: no window crosses from one plane to the next."""
+    sr, hr = smooth_pair((3, 2, 9, 13), device=backend.device)
+    batch = backend.similarity_map(sr, hr)
+    for n in range(3):
+        for c in range(2):
+            alone = backend.similarity_map(sr[n, c : c + 1], hr[n, c : c + 1])[0]
+            assert (batch[n, c] - alone).abs().max() <= 1e-6

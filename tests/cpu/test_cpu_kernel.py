@@ -1,4 +1,4 @@
-"""The sources of the CPU kernel without torch (cpu_kernel/driver.cpp): memory errors, other compilers, instruction sets and
+"""The sources of the CPU kernel without torch (driver.cpp): memory errors, other compilers, instruction sets and
 processors. The tests of all backends check its results."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from helpers import backends, compiled
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-DRIVER = HERE / "cpu_kernel" / "driver.cpp"
+DRIVER = HERE / "driver.cpp"
 
 X86 = "x86_64"
 pytestmark = [

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu_check`` on a machine without a GPU: every part is a valid command, and results are recorded."""
+"""``python -m tools.gpu_check`` on a machine without a GPU: every part is a valid command, and results are recorded."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from tools import gpu_check
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,7 +1,7 @@
 """The resources of the CUDA kernels, measured without a GPU: registers, stack, spills and shared memory of every kernel on every
 architecture; the instructions of the inner loops of training kernels; and the time that these take at the peak rates of a GPU.
 
-    python tests/tools/cuda_resources.py
+    python -m tools.cuda_resources
 
 tests/cuda/test_cuda_compile.py checks the results against limits. It needs nvcc, and for the instructions cuobjdump and
 nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
@@ -21,12 +21,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).resolve().parents[1]))  # pytest has it from pyproject.toml
-
 from helpers import compiled
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 EMULATION = ROOT / "tests" / "cuda" / "emulation"
 

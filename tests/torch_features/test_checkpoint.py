@@ -1,13 +1,11 @@
-"""The loss inside of what training scripts do around it: processes, sharding, checkpointing, offloading, anomaly mode."""
+"""Activation checkpointing, saved tensors that are moved or packed, anomaly mode: the gradient is that of a plain call."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch._dynamo import compiled_autograd
 from torch.utils.checkpoint import checkpoint
 
-from helpers import training_worker
 from helpers.cases import distinct_pair, leaf_copy
 from pspl_cuda import PSPLLoss
 from pspl_cuda.config import DISTANCES
@@ -63,23 +61,6 @@ def test_checkpointed_loss(backend, use_reentrant, step, iteration):
     assert criterion.iteration == iteration
 
 
-def test_traced_loss(backend):
-    """torch.jit.trace without its check, which traces again without gradients; step is an input of the program."""
-    if backend.name == "emulated":
-        pytest.skip("PSPLLoss runs on the package's own backends")
-    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
-    criterion = PSPLLoss(backend=backend.name)
-    traced = torch.jit.trace(criterion, (leaf_copy(sr), hr, torch.tensor(1.0)), check_trace=False)
-    for step in (1.0, 2.0):
-        results = []
-        for run in (traced, criterion):
-            image = leaf_copy(sr)
-            loss = run(image, hr, torch.tensor(step))
-            results += [(loss.detach(), *torch.autograd.grad(loss, image))]
-        for got, wanted in zip(*results, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_save_on_cpu(backend, distance):
     """Saved tensors are packed and come back as others: their memory is not the gradient's own."""
@@ -125,72 +106,3 @@ def test_anomaly_mode_names_the_loss(fused):
     sr[..., 2, 3] = float("nan")
     with torch.autograd.detect_anomaly(check_nan=True), pytest.raises(RuntimeError, match=r"_LossBackward.* nan"):
         fused.pspl_loss(leaf_copy(sr), hr, 1.0).backward()
-
-
-@pytest.mark.not_on("emulated")  # bound by pybind11, which the compiler can't trace
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_compiled_autograd(backend, distance):
-    torch._dynamo.reset()
-
-    def compiled():
-        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-            return gradients(backend, distance)
-
-    got = compiled()
-    torch._dynamo.reset()
-    for a, b in zip(got, gradients(backend, distance), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
-
-
-# ---------------------------------------------------------------- processes
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_worker_process(method, tmp_path):
-    """Another process of either kind computes the same bits."""
-    context = torch.multiprocessing.get_context(method)
-    process = context.Process(target=training_worker.evaluate_to, args=(str(tmp_path / "result.pt"),))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    loss, gradient = torch.load(tmp_path / "result.pt")
-    expected_loss, expected_gradient = training_worker.evaluate()
-    assert loss == expected_loss
-    assert torch.equal(gradient, expected_gradient)
-
-
-def test_module_is_sent_to_a_process():
-    """Pickled with its count, as a DataLoader or a launcher does."""
-    loss = PSPLLoss(start_iteration=41, distance="l2")
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        twin = pool.apply(_advanced, (loss,))
-    assert (loss.iteration, twin.iteration, twin.distance) == (41, 42, "l2")
-
-
-def _advanced(loss):
-    loss(torch.rand(1, 1, 5, 6), torch.rand(1, 1, 5, 6))
-    return loss
-
-
-@pytest.mark.deep
-def test_uneven_inputs(tmp_path):
-    """A process that runs out of batches joins the others' reductions; each counts its own calls."""
-    torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2)
-    results = [torch.load(tmp_path / f"uneven{rank}.pt") for rank in range(2)]
-    assert [iteration for iteration, _ in results] == [3, 2]
-    for name, weight in results[0][1].items():
-        assert torch.equal(weight, results[1][1][name])
-        assert weight.isfinite().all()
-
-
-@pytest.mark.deep
-def test_fully_sharded(tmp_path):
-    """FSDP2 trains what one process does on the joint batch."""
-    torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2)
-    expected = training_worker.expected_weights()
-    for rank in range(2):
-        iteration, weights = torch.load(tmp_path / f"sharded{rank}.pt")
-        assert iteration == 3
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)

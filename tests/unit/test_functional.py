@@ -423,11 +423,39 @@ def test_environment_replaces_auto(forgetful):
             pspl_cuda.pspl_loss(image(), image(), 1.0)
 
 
-def test_backend_info_says_why_not():
-    """Plain data, one reason exactly where a kernel is missing."""
-    info = pspl_cuda.backend_info()
-    for name in ("cpu", "cuda"):
-        assert info[name]["available"] is (info[name]["reason"] is None)
-        assert info[name]["reason"] is None or len(info[name]["reason"]) > 10
-    assert info["torch"] == torch.__version__
-    assert isinstance(info["cuda"]["architectures"], list)
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 20, 24, generator=generator), torch.rand(2, 3, 20, 24, generator=generator)
+
+
+def test_missing_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
+    """users.md: a missing or broken extension must fall back with one clear warning."""
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
+    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.delenv("PSPL_BACKEND", raising=False)
+    sr, hr = images()
+    expected = pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference")
+    for _ in range(3):
+        assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), expected)
+    messages = [str(warning.message) for warning in recwarn if "pspl_cuda" in str(warning.message)]
+    assert len(messages) == 1
+    assert "it was left out by this test." in messages[0]
+    assert 'backend="reference"' in messages[0]
+
+
+def test_explicit_backend_never_falls_back(monkeypatch):
+    monkeypatch.setitem(_library.reasons, "cpu", "it was left out by this test.")
+    sr, hr = images()
+    with pytest.raises(RuntimeError, match="it was left out by this test"):
+        pspl_cuda.pspl_loss(sr, hr, 1.0, backend="cpu")
+
+
+def test_environment_variable_replaces_auto(monkeypatch, recwarn):
+    monkeypatch.setenv("PSPL_BACKEND", "reference")
+    monkeypatch.setattr(functional, "_warned", set())
+    sr, hr = images()
+    assert torch.equal(pspl_cuda.pspl_loss(sr, hr, 1.0), pspl_cuda.pspl_loss(sr, hr, 1.0, backend="reference"))
+    assert not [warning for warning in recwarn if "pspl_cuda" in str(warning.message)]
+    monkeypatch.setenv("PSPL_BACKEND", "tpu")
+    with pytest.raises(ValueError, match="PSPL_BACKEND is 'tpu'"):
+        pspl_cuda.pspl_loss(sr, hr, 1.0)

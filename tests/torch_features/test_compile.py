@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from helpers.cases import distinct_pair, leaf_copy, smooth_pair
@@ -20,22 +21,16 @@ def compiled():
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def traceable(backend):
-    """Backends that the compiler sees as the package's own."""
-    return backend
-
-
 @pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compile(traceable, compiled, distance, reduction):
+def test_compile(dispatched, compiled, distance, reduction):
     """fullgraph: no break. Loss, statistics and gradients are those of eager mode."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
     kwargs = {"distance": distance, "reduction": reduction, "return_stats": True}
-    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs))
+    function, counter = compiled(lambda a, b: dispatched.pspl_loss(a, b, 1.0, **kwargs))
     results = []
-    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, **kwargs)):
+    for run in (function, lambda a, b: dispatched.pspl_loss(a, b, 1.0, **kwargs)):
         a, b = leaf_copy(sr), leaf_copy(hr)
         loss, stats = run(a, b)
         results.append((loss.detach(), *stats[:4], *torch.autograd.grad(loss.sum() * 3, (a, b))))
@@ -44,63 +39,63 @@ def test_compile(traceable, compiled, distance, reduction):
         torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-8)
 
 
-def test_compile_maps(traceable, compiled):
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
+def test_compile_maps(dispatched, compiled):
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
     function, counter = compiled(
-        lambda a, b: (traceable.similarity_map(a, b), traceable.attention_map(a, b, 1.0, gamma=3.0))
+        lambda a, b: (dispatched.similarity_map(a, b), dispatched.attention_map(a, b, 1.0, gamma=3.0))
     )
     m_s, m_a = function(sr, hr)
     assert counter.frame_count == 1
-    torch.testing.assert_close(m_s, traceable.similarity_map(sr, hr), rtol=0, atol=1e-6)
-    torch.testing.assert_close(m_a, traceable.attention_map(sr, hr, 1.0, gamma=3.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(m_s, dispatched.similarity_map(sr, hr), rtol=0, atol=1e-6)
+    torch.testing.assert_close(m_a, dispatched.attention_map(sr, hr, 1.0, gamma=3.0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["cpu", "device"])
-def test_compile_with_a_step_tensor(traceable, compiled, where):
+def test_compile_with_a_step_tensor(dispatched, compiled, where):
     """As the schedule advances, nothing is compiled again."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
+    function, counter = compiled(lambda a, b, step: dispatched.pspl_loss(a, b, step))
     a = leaf_copy(sr)
     for value in (0.5, 0.6, 0.7, 2.0, 0.0):
-        step = torch.tensor(value, device=traceable.device if where == "device" else "cpu")
+        step = torch.tensor(value, device=dispatched.device if where == "device" else "cpu")
         loss = function(a, hr, step)
         loss.backward()
-        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+        torch.testing.assert_close(loss, dispatched.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
     assert counter.frame_count == 1
 
 
-def test_compile_with_a_step_number(traceable, compiled):
+def test_compile_with_a_step_number(dispatched, compiled):
     """A number is compiled in at first, and becomes a symbol when it changes: two graphs for a whole training."""
-    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, traceable.device)
-    function, counter = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step))
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
+    function, counter = compiled(lambda a, b, step: dispatched.pspl_loss(a, b, step))
     a = leaf_copy(sr)
     for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
         loss = function(a, hr, value)
         loss.backward()
-        torch.testing.assert_close(loss, traceable.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
+        torch.testing.assert_close(loss, dispatched.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
     assert counter.frame_count <= 2
 
 
 @pytest.mark.deep_on("reference")
-def test_compile_with_changing_shapes(traceable, compiled):
+def test_compile_with_changing_shapes(dispatched, compiled):
     """Validation images have many sizes: one more graph, with symbolic sizes."""
-    function, counter = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, padding="reflect"))
+    function, counter = compiled(lambda a, b: dispatched.pspl_loss(a, b, 1.0, padding="reflect"))
     for height, width in ((9, 10), (12, 17), (20, 33), (31, 16)):
-        sr, hr = distinct_pair((1, 2, height, width), torch.float32, traceable.device)
+        sr, hr = distinct_pair((1, 2, height, width), torch.float32, dispatched.device)
         torch.testing.assert_close(
-            function(sr, hr), traceable.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
+            function(sr, hr), dispatched.pspl_loss(sr, hr, 1.0, padding="reflect"), rtol=2e-6, atol=1e-8
         )
     assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
+def test_compile_mixed_dtypes_and_layouts(dispatched, compiled, layout):
     """The fake kernels promise the dtypes and strides that the real ones deliver."""
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, dispatched.device)
     hr = hr.float().to(memory_format=layout)
-    function, _ = compiled(lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier"))
+    function, _ = compiled(lambda a, b: dispatched.pspl_loss(a, b, 1.0, distance="charbonnier"))
     results = []
-    for run in (function, lambda a, b: traceable.pspl_loss(a, b, 1.0, distance="charbonnier")):
+    for run in (function, lambda a, b: dispatched.pspl_loss(a, b, 1.0, distance="charbonnier")):
         a, b = leaf_copy(sr.to(memory_format=torch.channels_last)), leaf_copy(hr)
         results.append(torch.autograd.grad(run(a, b), (a, b)))
     for got, wanted in zip(*results, strict=True):
@@ -110,14 +105,14 @@ def test_compile_mixed_dtypes_and_layouts(traceable, compiled, layout):
 
 @pytest.mark.not_on("reference")  # slow to compile, and without fake kernels
 @pytest.mark.parametrize("distance", ["l1", *(pytest.param(d, marks=pytest.mark.deep) for d in DISTANCES if d != "l1")])
-def test_compile_with_inductor(traceable, distance):
+def test_compile_with_inductor(dispatched, distance):
     """The default compiler checks at run time that strides are what the fake kernels said."""
     torch._dynamo.reset()
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float16, dispatched.device)
     sr, hr = sr.to(memory_format=torch.channels_last), hr.float()
 
     def run(a, b):
-        return traceable.pspl_loss(a * 0.9, b, 1.0, distance=distance)
+        return dispatched.pspl_loss(a * 0.9, b, 1.0, distance=distance)
 
     results = []
     for function in (run, torch.compile(run, fullgraph=True)):
@@ -128,19 +123,19 @@ def test_compile_with_inductor(traceable, distance):
         torch.testing.assert_close(got, wanted, rtol=5e-3, atol=1e-6)
 
 
-def test_compile_a_training_step(traceable, compiled):
+def test_compile_a_training_step(dispatched, compiled):
     """Network and loss in one graph, under no_grad targets, several iterations."""
-    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, traceable.device)
+    sr, hr = distinct_pair((2, 3, 9, 10), torch.float32, dispatched.device)
     torch.manual_seed(0)
-    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(traceable.device)
-    function, counter = compiled(lambda x, y, step: traceable.pspl_loss(layer(x), y, step))
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(dispatched.device)
+    function, counter = compiled(lambda x, y, step: dispatched.pspl_loss(layer(x), y, step))
     for i in range(3):
-        step = torch.tensor(float(i + 1), device=traceable.device)
+        step = torch.tensor(float(i + 1), device=dispatched.device)
         layer.zero_grad()
         function(sr, hr, step).backward()
         got = layer.weight.grad.clone()
         layer.zero_grad()
-        traceable.pspl_loss(layer(sr), hr, step).backward()
+        dispatched.pspl_loss(layer(sr), hr, step).backward()
         torch.testing.assert_close(got, layer.weight.grad, rtol=1e-4, atol=1e-7)
     assert counter.frame_count == 1
 
@@ -172,20 +167,20 @@ slow_reference = pytest.mark.not_on("reference")  # slow to compile; other tests
 @pytest.mark.parametrize(
     "loss", [pytest.param(loss, marks=[] if loss in QUICK else pytest.mark.deep) for loss in LOSSES]
 )
-def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
+def test_graphs_for_changing_sizes(dispatched, compiled, loss, way):
     """With gradient: a constant 1 / numel in the graph compiles again for every size."""
     keywords, dtype = LOSSES[loss]
     if loss.startswith("PSPLLoss"):
-        eager = PSPLLoss(**keywords, start_iteration=1, backend=traceable.name)
-        function, counter = compiled(PSPLLoss(**keywords, start_iteration=1, backend=traceable.name), **WAYS[way])
+        eager = PSPLLoss(**keywords, start_iteration=1, backend=dispatched.name)
+        function, counter = compiled(PSPLLoss(**keywords, start_iteration=1, backend=dispatched.name), **WAYS[way])
     else:
 
         def eager(a, b):
-            return traceable.pspl_loss(a, b, 1.0, **keywords)
+            return dispatched.pspl_loss(a, b, 1.0, **keywords)
 
         function, counter = compiled(eager, **WAYS[way])
     for batch, height, width in CHANGES:
-        pair = smooth_pair((batch, 3, height, width), dtypes=(dtype, torch.float32), device=traceable.device)
+        pair = smooth_pair((batch, 3, height, width), dtypes=(dtype, torch.float32), device=dispatched.device)
         results = []
         for run in (function, eager):
             a, b = (image.clone() for image in pair)
@@ -209,14 +204,14 @@ def test_graphs_for_changing_sizes(traceable, compiled, loss, way):
     "name",
     ["gamma", *(pytest.param(n, marks=slow_reference) for n in ("data_range", "beta", "alpha", "sigma", "step"))],
 )
-def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
+def test_graphs_for_changing_numbers(dispatched, compiled, name, dynamic):
     """A keyword from a schedule of its own becomes a symbol, for which its checks must compile. A float of an operator is a
     constant of the graph, so each new value compiles again; alpha, beta and the step become a tensor."""
     is_input = name in ("alpha", "beta", "step")
-    sr, hr = smooth_pair((2, 3, 16, 17), device=traceable.device)
+    sr, hr = smooth_pair((2, 3, 16, 17), device=dispatched.device)
 
     def loss(a, b, value):
-        return traceable.pspl_loss(a, b, value) if name == "step" else traceable.pspl_loss(a, b, 1.0, **{name: value})
+        return dispatched.pspl_loss(a, b, value) if name == "step" else dispatched.pspl_loss(a, b, 1.0, **{name: value})
 
     function, counter = compiled(loss, dynamic=dynamic)
     for i in range(6 if is_input else 3):
@@ -230,18 +225,36 @@ def test_graphs_for_changing_numbers(traceable, compiled, name, dynamic):
     assert counter.frame_count <= (FEW if is_input else 4)
 
 
-def test_alpha_0_in_a_graph(traceable, compiled):
+def test_alpha_0_in_a_graph(dispatched, compiled):
     """The schedule is off whatever the step, as in eager mode: 0 * inf must not become NaN."""
-    sr, hr = smooth_pair((1, 1, 9, 9), device=traceable.device)
-    step = torch.tensor(float("inf"), device=traceable.device)
-    function, _ = compiled(lambda a, b, step: traceable.pspl_loss(a, b, step, alpha=0.0, beta=0.7))
-    torch.testing.assert_close(function(sr, hr, step), traceable.pspl_loss(sr, hr, step, alpha=0.0, beta=0.7))
+    sr, hr = smooth_pair((1, 1, 9, 9), device=dispatched.device)
+    step = torch.tensor(float("inf"), device=dispatched.device)
+    function, _ = compiled(lambda a, b, step: dispatched.pspl_loss(a, b, step, alpha=0.0, beta=0.7))
+    torch.testing.assert_close(function(sr, hr, step), dispatched.pspl_loss(sr, hr, step, alpha=0.0, beta=0.7))
 
 
 @pytest.mark.parametrize("bad", [{"gamma": -1.0}, {"data_range": 0.0}], ids=str)
-def test_bad_numbers_are_refused_in_a_graph(traceable, compiled, bad):
+def test_bad_numbers_are_refused_in_a_graph(dispatched, compiled, bad):
     """With a sentence, as without a compiler."""
-    sr, hr = smooth_pair((1, 1, 9, 9), device=traceable.device)
-    function, _ = compiled(lambda a, b, **keywords: traceable.pspl_loss(a, b, 1.0, **keywords))
+    sr, hr = smooth_pair((1, 1, 9, 9), device=dispatched.device)
+    function, _ = compiled(lambda a, b, **keywords: dispatched.pspl_loss(a, b, 1.0, **keywords))
     with pytest.raises(Exception, match=f"{next(iter(bad))} is .*; expected"):
         function(sr, hr, **bad)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_compiled_autograd(dispatched, distance):
+    """The backward pass is a graph as well."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
+
+    def gradients():
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        (3 * dispatched.pspl_loss(a.sin(), b, 1.0, distance=distance)).backward()
+        return a.grad, b.grad
+
+    torch._dynamo.reset()
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        got = gradients()
+    torch._dynamo.reset()
+    for a, b in zip(got, gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)

@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check``. It has never run on a GPU.
+"""Everything that needs a GPU, in one command: ``python -m tools.gpu_check``. It has never run on a GPU.
 
 It builds and installs the package in place, runs compute-sanitizer's four tools on a short list of cases, runs the tests on the
 CUDA kernel, and measures the speed. ``benchmarks/results/<device>-check.md`` lists the result of each part and is updated after
 each; the output of a part is in ``<device>-<part>.log``. It needs torch, nvcc, ninja, numpy and pytest, and no network. Parts
-can be run one by one: ``python -m benchmarks.gpu_check build tests``.
+can be run one by one: ``python -m tools.gpu_check build tests``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine
+from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,7 +32,7 @@ def commands(out: Path) -> dict[str, list[str]]:
     return {
         "build": [*python, "pip", "install", "--no-build-isolation", "--no-deps", "--editable", str(ROOT)],
         **{
-            name: ["compute-sanitizer", "--tool", name, "--error-exitcode", "9", *python, "benchmarks.sanitizer_cases"]
+            name: ["compute-sanitizer", "--tool", name, "--error-exitcode", "9", *python, "tools.sanitizer_cases"]
             for name in SANITIZERS
         },
         "tests": [*tests, "tests"],
@@ -79,7 +79,7 @@ def run(command: list[str], log: Path, environment: dict[str, str], timeout: flo
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 if no part failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_check",
+        prog="python -m tools.gpu_check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,0 +1,183 @@
+"""Which compiled kernels are loaded, and what the package says where one is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pspl_cuda
+from pspl_cuda import _library, functional, reference
+
+
+def test_backend_info_is_plain_and_honest():
+    info = pspl_cuda.backend_info()
+    assert json.loads(json.dumps(info)) == info
+    for name in ("cpu", "cuda"):
+        assert info[name]["available"] == (info[name]["reason"] is None)
+        assert info[name]["available"] == torch._C._dispatch_has_kernel_for_dispatch_key(
+            "pspl_cuda::forward", name.upper()
+        )
+    if torch.version.cuda is None:
+        assert not info["cuda"]["available"]
+    if info["cpu"]["available"]:
+        assert info["cpu"]["instruction_set"] in ("avx512", "avx2", "baseline")
+
+
+def test_less_than_the_processor_has_can_be_asked_for():
+    if not pspl_cuda.backend_info()["cpu"]["available"]:
+        pytest.skip("the CPU kernel is not built")
+    code = "import pspl_cuda; print(pspl_cuda.backend_info()['cpu']['instruction_set'])"
+    environment = {**os.environ, "PSPL_CPU_ISA": "baseline"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "baseline"
+
+
+def test_unknown_instruction_set_is_said():
+    environment = {**os.environ, "PSPL_CPU_ISA": "avx3"}
+    command = [sys.executable, "-c", "import pspl_cuda"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "PSPL_CPU_ISA is 'avx3'; expected one of avx512, avx2, baseline" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("8.0 9.0", (7, 5), False),
+        ("8.0 9.0", (8, 0), True),
+        ("8.0 9.0", (8, 9), True),
+        ("8.6", (8, 0), False),
+        ("8.0 9.0", (10, 0), False),
+        ("8.0 9.0+PTX", (12, 0), True),
+        ("12.0+PTX", (9, 0), False),
+        ("7.5 12.0+PTX", (11, 0), False),
+        ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
+    ],
+)
+def test_architecture_is_compared_with_the_gpu(architectures, capability, runs):
+    assert (_library._gpu_mismatch(architectures.split(), capability) is None) == runs
+
+
+@pytest.fixture
+def turing(monkeypatch):
+    """A build for newer GPUs than the one here."""
+    monkeypatch.setitem(_library.reasons, "cuda", None)
+    monkeypatch.setattr(_library, "_BUILD", {"_cuda": {"toolkit": "13.0", "architectures": ["8.0", "9.0"]}})
+    _library.gpu_reason.cache_clear()
+    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    yield torch.device("cuda", 0)
+    _library.gpu_reason.cache_clear()
+
+
+WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with TORCH_CUDA_ARCH_LIST=7.5."
+
+
+def test_gpu_without_its_architecture_falls_back_with_the_remedy(turing):
+    with pytest.warns(UserWarning, match=re.escape(WRONG_GPU)):
+        assert functional.choose_backend("auto", turing) is reference
+    with pytest.raises(
+        RuntimeError, match="backend is 'cuda', but the cuda kernel is not available: " + re.escape(WRONG_GPU)
+    ):
+        functional.choose_backend("cuda", turing)
+
+
+def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    info = pspl_cuda.backend_info()["cuda"]
+    assert (info["available"], info["reason"]) == (False, WRONG_GPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pspl_cuda.backend_info()["cuda"]["available"]
+
+
+@pytest.mark.parametrize(
+    ("library", "version", "cuda", "machine", "message"),
+    [
+        ("_cpu", "2.14.1+cu130", "13.0", "x86_64", None),
+        ("_cuda", "2.14.1+cu130", "13.2", "x86_64", None),
+        ("_cpu", "2.13.0+cpu", None, "x86_64", None),
+        ("_cpu", "2.9.1", None, "x86_64", "torch 2.9.1 is older than 2.10, which the kernels need: upgrade torch."),
+        ("_cpu", "2.13.0", None, "aarch64", "it was built for x86_64, and this processor is aarch64: reinstall"),
+        ("_cuda", "2.13.0+cpu", None, "x86_64", "torch 2.13.0+cpu is not a CUDA build: install one that is."),
+        ("_cuda", "2.13.0+cu126", "12.6", "x86_64", None),
+    ],
+)
+def test_library_of_another_machine_or_torch_is_refused(library, version, cuda, machine, message, monkeypatch):
+    monkeypatch.setattr(_library, "_driver_cuda", lambda: None)
+    build = {"machine": "x86_64", "needs_torch": "2.10", "_cuda": {"toolkit": "13.0"}}
+    reason = _library._mismatch(library, build, version, cuda, machine)
+    assert reason is None if message is None else message in reason
+    # A build of an earlier version recorded less.
+    assert _library._mismatch(library, {}, version, cuda, machine) is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "refused"), [((12, 8), True), ((13, 0), False), ((13, 2), False), ((14, 0), False), (None, False)]
+)
+def test_driver_must_be_as_new_as_the_toolkit(driver, refused, monkeypatch):
+    """The runtime in the library needs it; the CPU library has none."""
+    monkeypatch.setattr(_library, "_driver_cuda", lambda: driver)
+    build = {"_cuda": {"toolkit": "13.0"}}
+    reason = _library._mismatch("_cuda", build, "2.10.0+cu128", "12.8", "x86_64")
+    expected = (
+        "it was built with CUDA 13.0, and the NVIDIA driver supports CUDA 12.8: update the driver (580 or later), or install a "
+        "CUDA 12 toolkit, set CUDA_HOME to it, and reinstall the package."
+    )
+    assert reason == (expected if refused else None)
+    assert _library._mismatch("_cpu", build, "2.10.0+cu128", "12.8", "x86_64") is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_version_of_the_driver(tmp_path, monkeypatch):
+    """Asked from the driver's library, whatever torch was built with."""
+    (tmp_path / "driver.c").write_text("int cuDriverGetVersion(int *version) { *version = 12080; return 0; }")
+    driver = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", driver, tmp_path / "driver.c"], check=True)
+    load = _library.ctypes.CDLL
+    monkeypatch.setattr(_library.ctypes, "CDLL", lambda name: load(str(driver)) if name == driver.name else load(name))
+    assert _library._driver_cuda() == (12, 8)
+    monkeypatch.setattr(_library.ctypes, "CDLL", lambda name: load(str(tmp_path / "none")))
+    assert _library._driver_cuda() is None
+
+
+def test_source_folder_finds_the_installed_kernels(tmp_path):
+    """After ``pip install .``, Python started in the source folder imports the sources, which hold no kernels."""
+    if not pspl_cuda.backend_info()["cpu"]["available"]:
+        pytest.skip("the CPU kernel is not built")
+    # In isolated mode, so that the source folder's own metadata is not found.
+    code = "from importlib.metadata import distribution; print(distribution('pspl_cuda').locate_file('pspl_cuda'))"
+    installed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    if not Path(installed.strip()).exists():
+        pytest.skip("installed in editable mode: source and installed package are one")
+    copy = tmp_path / "pspl_cuda"
+    copy.mkdir()
+    for source in Path(_library.__file__).parent.glob("*.py"):
+        (copy / source.name).write_text(source.read_text())
+    # What pip install . leaves in the source folder, which stands for an installed distribution to who starts there.
+    left = tmp_path / "pspl_cuda.egg-info"
+    left.mkdir()
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: pspl_cuda\nVersion: 0.1.0\n")
+    code = "import pspl_cuda; print(pspl_cuda.__file__); print(pspl_cuda.backend_info()['cpu']['available'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    path, available = result.stdout.split()
+    assert Path(path).parent == copy
+    assert available == "True"
+
+
+def test_backend_info_says_why_not():
+    """Plain data, one reason exactly where a kernel is missing."""
+    info = pspl_cuda.backend_info()
+    for name in ("cpu", "cuda"):
+        assert info[name]["available"] is (info[name]["reason"] is None)
+        assert info[name]["reason"] is None or len(info[name]["reason"]) > 10
+    assert info["torch"] == torch.__version__
+    assert isinstance(info["cuda"]["architectures"], list)

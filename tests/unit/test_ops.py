@@ -1,0 +1,200 @@
+"""The operators: schemas and fake kernels, what they refuse, their derivatives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import pspl_cuda
+from helpers import tolerances
+from helpers.cases import distinct_pair, leaf_copy
+from pspl_cuda.config import DEFAULTS, DISTANCES, OUTPUTS, PADDINGS, check_config
+
+
+def _devices():
+    info = pspl_cuda.backend_info()
+    return [
+        name for name in ("cpu", "cuda") if info[name]["available"] and (name == "cpu" or torch.cuda.is_available())
+    ]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def operator_device(request):
+    if request.param not in _devices():
+        pytest.skip(f"no {request.param} operators here")
+    return torch.device(request.param)
+
+
+def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
+    """The constants of the forward operator by keyword."""
+    config = check_config(DEFAULTS._replace(distance=distance, padding=padding, window_size=window_size))
+    return {
+        "constants": config.constants,
+        "window_size": config.window_size,
+        "padding": PADDINGS.index(config.padding),
+        "distance": DISTANCES.index(config.distance),
+        "loss_weight": 1.0,
+        "gradient_exponent": 0,
+    }
+
+
+SAMPLES = [
+    {"shape": (2, 3, 9, 10), "dtypes": (torch.float32, torch.float32)},
+    {"shape": (3, 9, 10), "dtypes": (torch.float16, torch.float32), "distance": "l2"},
+    {"shape": (1, 2, 3, 5, 6), "dtypes": (torch.bfloat16, torch.bfloat16), "reduction": "none", "padding": "reflect"},
+    {"shape": (1, 1, 1, 1), "dtypes": (torch.float64, torch.float32), "distance": "charbonnier", "window_size": 3},
+    {"shape": (2, 3, 9, 10), "dtypes": (torch.float32, torch.float16), "channels_last": True, "padding": "replicate"},
+]
+
+
+def _sample_pair(sample, device):
+    sr, hr = distinct_pair(sample["shape"], device=device)
+    sr, hr = sr.to(sample["dtypes"][0]), hr.to(sample["dtypes"][1])
+    return (sr.to(memory_format=torch.channels_last), hr) if sample.get("channels_last") else (sr, hr)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+def test_opcheck_forward(operator_device, sample, as_tensor):
+    """Schema, fake kernel and dispatch of the operator, checked by PyTorch."""
+    sr, hr = _sample_pair(sample, operator_device)
+    step = torch.tensor(1.0, device=operator_device) if as_tensor else None
+    output = OUTPUTS.index(sample.get("reduction", "mean"))
+    saved = torch.float64 if torch.float64 in sample["dtypes"] else sample["dtypes"][0]
+    for gradient, stats in ((None, False), (saved, True), (saved, False), (None, True)):
+        torch.library.opcheck(
+            torch.ops.pspl_cuda.forward.default,
+            (sr, hr, step, 1.0),
+            {**_operator_arguments(**sample), "output": output, "gradient_dtype": gradient, "with_stats": stats},
+        )
+
+
+@pytest.mark.parametrize("output", ["similarity", "attention"])
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+def test_opcheck_map(operator_device, sample, output):
+    sr, hr = _sample_pair(sample, operator_device)
+    fields = {"output": OUTPUTS.index(output), "gradient_dtype": None, "with_stats": False}
+    torch.library.opcheck(
+        torch.ops.pspl_cuda.forward.default, (sr, hr, None, 1.0), {**_operator_arguments(**sample), **fields}
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
+def test_opcheck_backward(operator_device, shape, dtype):
+    saved_gradient = distinct_pair(shape, torch.float32, operator_device)[0]
+    grad_output = torch.tensor(2.5, device=operator_device)
+    for saved in {saved_gradient, saved_gradient.to(dtype)}:
+        for factor in (1.0, -0.25):
+            torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved, grad_output, factor, dtype))
+            got = torch.ops.pspl_cuda.backward(saved, grad_output, factor, dtype)
+            assert torch.equal(got, (saved.float() * (2.5 * factor)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
+def test_opcheck_backward_in_place(operator_device, shape, dtype):
+    saved_gradient = distinct_pair(shape, dtype, operator_device)[0]
+    for value in (1.0, 2.5):
+        grad_output = torch.tensor(value, device=operator_device)
+        torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output, 1.0))
+        expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1.0, dtype)
+        torch.ops.pspl_cuda.backward_(saved_gradient, grad_output, 1.0)
+        assert torch.equal(saved_gradient, expected)
+
+
+def test_backward_rounds_once(operator_device):
+    """The product is formed in float32 and rounded to 16 bits last."""
+    saved_gradient = torch.tensor([[[1e-9, -3e-9]]], device=operator_device)
+    grad_output = torch.tensor(65536.0, device=operator_device)
+    got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1.0, torch.float16)
+    assert torch.equal(got.cpu(), (saved_gradient.double() * 65536).half().cpu())
+
+
+def test_operators_refuse_what_python_would_have(operator_device):
+    """Called past the checks, they still raise instead of reading out of bounds."""
+    sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
+
+    def forward(a, b, step=None, **changes):
+        fields = {"output": 0, "gradient_dtype": torch.float32, "with_stats": True}
+        torch.ops.pspl_cuda.forward(a, b, step, 1.0, **{**_operator_arguments(), **fields, **changes})
+
+    forward(sr, hr)
+    for a, b in ((sr, hr[..., 1:]), (sr[0, 0], hr[0, 0]), (sr[:0], hr[:0]), (sr.int(), hr)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            forward(a, b)
+    wrong = [{"window_size": size} for size in (10, 0, -1, 1001)]
+    for name in ("padding", "distance"):
+        wrong += [{name: 3}, {name: -1}]
+    for changes in (
+        *wrong,
+        {"output": 5},
+        {"output": -1},
+        {"gradient_dtype": torch.float64},
+        {"gradient_dtype": torch.float16},
+        {"gradient_exponent": 5000},
+        {"constants": DEFAULTS.constants[:-1]},
+        {"constants": (*DEFAULTS.constants, 1.0)},
+        {"loss_weight": 0.0},
+        {"loss_weight": math.nan},
+    ):
+        with pytest.raises(RuntimeError):
+            forward(sr, hr, **changes)
+    with pytest.raises(RuntimeError):
+        forward(sr, hr, step=torch.ones(2, device=operator_device))
+    one = torch.ones((), device=operator_device)
+    for saved, grad_output, dtype in (
+        (sr[..., ::2], one, torch.float32),
+        (sr, one, torch.float64),
+        (sr.double(), one.double(), torch.float64),
+        (sr.half(), one, torch.bfloat16),
+        (sr, torch.ones(2, device=operator_device), torch.float32),
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.pspl_cuda.backward(saved, grad_output, 1.0, dtype)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_the_operator_itself_differentiates(operator_device, sample, with_gradient):
+    """An exported or traced program calls the operator without the package's Python: the gradient must come all the same, also
+    where the program was traced without one."""
+    sr, hr = _sample_pair(sample, operator_device)
+    fields = {"output": OUTPUTS.index(sample.get("reduction", "mean")), "with_stats": True}
+    dtype = tolerances.compute_dtype(sr, hr) if with_gradient else None
+    a, b, c, d = leaf_copy(sr), leaf_copy(hr), leaf_copy(sr), leaf_copy(hr)
+    result, saved_gradient, stats = torch.ops.pspl_cuda.forward(
+        a, b, None, 1.0, **{**_operator_arguments(**sample), **fields, "gradient_dtype": dtype}
+    )
+    assert saved_gradient.numel() == (sr.numel() if with_gradient else 0)
+    assert not saved_gradient.requires_grad
+    assert not stats.requires_grad
+    kept = saved_gradient.clone()
+    names = ("distance", "padding", "window_size", "reduction")
+    loss = pspl_cuda.pspl_loss(c, d, 1.0, **{name: sample[name] for name in names if name in sample})
+    for value in (result, loss):
+        value.backward(torch.full_like(value, 3.0))
+    for got, wanted in ((a.grad, c.grad), (b.grad, d.grad)):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7)
+    assert torch.equal(saved_gradient, kept), "an output of the operator was overwritten"
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_second_derivative_of_the_operator(operator_device, distance):
+    sr, hr = distinct_pair(device=operator_device)
+    fields = {"output": OUTPUTS.index("mean"), "gradient_dtype": torch.float64, "with_stats": False}
+
+    def operator(a, b):
+        return torch.ops.pspl_cuda.forward(a, b, None, 1.0, **{**_operator_arguments(distance), **fields})[0]
+
+    def second(function):
+        a, b = leaf_copy(sr), leaf_copy(hr)
+        (first,) = torch.autograd.grad(function(a, b), a, create_graph=True)
+        return torch.autograd.grad(first.square().sum() + 0 * (a + b).sum(), (a, b))
+
+    expected = second(lambda a, b: pspl_cuda.pspl_loss(a, b, 1.0, distance=distance, backend="reference"))
+    for got, wanted in zip(second(operator), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-15)
