@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "outputs.cuh"
+SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "reduction.cuh"
 
 # The statements of reduce_and_store() that access shared or global memory, or order accesses.
 STATEMENTS = {

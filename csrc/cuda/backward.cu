@@ -3,7 +3,8 @@
 // a captured graph.
 #include <algorithm>
 
-#include "launch.h"
+#include "kernels.h"
+#include "launch.cuh"
 #include "primitives.cuh"
 
 namespace pspl::cuda {

@@ -9,7 +9,12 @@
 // current one is blurred.
 #pragma once
 
-#include "outputs.cuh"
+#include <algorithm>
+
+#include "launch.cuh"
+#include "pixel.cuh"
+#include "reduction.cuh"
+#include "strip_plan.h"
 
 namespace pspl::cuda {
 
@@ -19,10 +24,6 @@ enum class Access {
   kSpaced,   // padding zeros, and offsets that fit 32 bits: the rest of channels_last, crops and views
   kGeneral,  // everything
 };
-
-// Columns of a lane, of which 2 R partial sums of 4 moments each stay in registers, and of a warp.
-constexpr int kColumns = 2;
-constexpr int kStripWidth = kLanes * kColumns;
 
 // A kernel is compiled for the element types of sr and hr, a window radius R, and the two switches above. It computes
 // in float32.
@@ -36,7 +37,7 @@ struct StripTraits {
   static_assert(kRadius >= 1);
 
   // Columns of a row with its halo, and the loads per lane that fetch them.
-  static constexpr int kLoaded = kStripWidth + 2 * kRadius;
+  static constexpr int kLoaded = kStripColumns + 2 * kRadius;
   static constexpr int kLoads = (kLoaded + kLanes - 1) / kLanes;
   // Columns that reach one lane's outputs.
   static constexpr int kReach = kColumns + 2 * kRadius;
@@ -52,6 +53,8 @@ struct StripTraits {
 };
 
 // ---------------------------------------------------------------- shared memory
+
+constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
 
 struct alignas(16) TwoPairs {
   Pair pair[2];
@@ -105,7 +108,7 @@ class StripWalker {
   static constexpr int kLoads = Traits::kLoads;
 
  public:
-  using StripSums = Sums<float, kSumCount<Traits::kWork>>;
+  using StripSums = ThreadSums<float, kSumCount<Traits::kWork>>;
 
   __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& plan, uint32_t strip,
                                          int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
@@ -143,7 +146,7 @@ class StripWalker {
     const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
     const uint32_t channel = strip % channels;
     strip /= channels;
-    first_column = static_cast<int>(strip % plan.across) * kStripWidth;
+    first_column = static_cast<int>(strip % plan.across) * kStripColumns;
     strip /= plan.across;
     first_row = static_cast<int>(strip % plan.down) * plan.rows;
     strip /= plan.down;
@@ -460,8 +463,8 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
     using Traits = decltype(traits);
     constexpr int kBytes = sizeof(StripShared<Traits>);
     static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
-    const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), kStripWidth,
-                                       p.radius, resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
+    const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), p.radius,
+                                       resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
     return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
   };
   const Access access = access_of(p);

@@ -7,7 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
+#include "cuda/strip_plan.h"
 #include "pspl_math.h"
 
 namespace py = pybind11;
@@ -80,10 +81,10 @@ int64_t workspace_size(const py::dict& d) { return pspl::cuda::workspace_size(pa
 pspl::cuda::Device device(int multiprocessors) { return {emulation::kArchitecture, multiprocessors, 228 * 1024}; }
 
 // The rows of a strip and the blocks of a launch.
-std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int strip_width, int radius, int resident,
-                                    int architecture, int multiprocessors) {
+std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int radius, int resident, int architecture,
+                                    int multiprocessors) {
   const auto plan =
-      pspl::cuda::plan_strips(planes, height, width, strip_width, radius, resident, {architecture, multiprocessors, 0});
+      pspl::cuda::plan_strips(planes, height, width, radius, resident, {architecture, multiprocessors, 0});
   return {plan.rows, pspl::cuda::strip_blocks(plan)};
 }
 

@@ -4,36 +4,35 @@
 //
 //   driver all     every dtype, padding, window, layout and tail
 //   driver small   a few images that one OS thread per CUDA thread can manage
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cuda/generic_forward.cuh"
-#include "cuda/launch.h"
-#include "cuda/strip_forward.cuh"
+#include "cuda/kernels.h"
 #include "pspl_math.h"
 
 using namespace pspl;
 
 #if defined(PSPL_FLOAT32_ONLY)
 // Planted bugs are compiled in one element type; the linker needs the others.
-#define PSPL_NO_KERNELS(Sr, Hr)                                                                                   \
-  template <>                                                                                                     \
-  cudaError_t launch_strips<Sr, Hr>(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t) { \
-    return cudaErrorInvalidValue;                                                                                 \
-  }                                                                                                               \
-  template <>                                                                                                     \
-  cudaError_t launch_generic<float, Sr, Hr>(const ForwardParams<float>&, const Workspace&, cudaStream_t) {        \
-    return cudaErrorInvalidValue;                                                                                 \
-  }
 namespace pspl::cuda {
-PSPL_NO_KERNELS(__half, __half)
-PSPL_NO_KERNELS(__nv_bfloat16, __nv_bfloat16)
-PSPL_NO_KERNELS(__half, float)
-PSPL_NO_KERNELS(__nv_bfloat16, float)
+template <DType, DType>
+cudaError_t launch_forward(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t launch_forward<DType::kFloat32, DType::kFloat32>(const ForwardParams<float>&, const Workspace&,
+                                                             const Device&, cudaStream_t);
+template <size_t... kPair>
+auto instantiate(std::index_sequence<kPair...>) {
+  return std::array{&launch_forward<kFloat32Pairs[kPair].sr, kFloat32Pairs[kPair].hr>...};
+}
+const auto launchers = instantiate(std::make_index_sequence<std::size(kFloat32Pairs)>());
 }  // namespace pspl::cuda
 #endif
 
