@@ -31,6 +31,8 @@ template <typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_
 struct StripTraits {
   using Sr = Sr_;
   using Hr = Hr_;
+  // Of the saved gradient. Where hr of another dtype needs one too, it is float32, which kGeneral can store as well.
+  using Gradient = std::conditional_t<std::is_same_v<Sr, __half>, float, Sr>;
   static constexpr int kRadius = kRadius_;
   static constexpr Access kAccess = kAccess_;
   static constexpr Work kWork = kWork_;
@@ -340,15 +342,11 @@ class StripWalker {
     map_next += p.map.strides.row;
   }
 
-  // The gradient has sr's element type, or is float32: that of l2 for float16 images, which is unbounded, and where hr
-  // of another dtype needs one too.
   __device__ __forceinline__ void store_gradients(const float (&gradient)[kColumns]) {
-    constexpr bool kMayDiffer =
-        Traits::kAccess == Access::kGeneral || (std::is_same_v<Sr, __half> && kHasAnyDistance<Traits::kWork>);
-    if (kMayDiffer && p.gradient.dtype == DType::kFloat32) {
+    if (Traits::kAccess == Access::kGeneral && p.gradient.dtype == DType::kFloat32) {
       store_as<float>(gradient);
     } else {
-      store_as<Sr>(gradient);
+      store_as<typename Traits::Gradient>(gradient);
     }
   }
 
@@ -438,11 +436,11 @@ inline bool has_short_offsets(const ForwardParams<float>& p, const Strides& imag
   return end <= INT32_MAX;
 }
 
-// The most specialised access that a call allows. StripWalker::store_gradients() stores the dtypes of `typed`.
+// The most specialised access that a call allows; typed if the gradient is a StripTraits::Gradient.
 inline Access access_of(const ForwardParams<float>& p) {
   const GradientImage& out = p.gradient;
-  const bool typed = out.data == nullptr || out.dtype == p.sr.dtype ||
-                     (p.sr.dtype == DType::kFloat16 && (p.distance != Distance::kL1 || p.map.data != nullptr));
+  const DType gradient = p.sr.dtype == DType::kFloat16 ? DType::kFloat32 : p.sr.dtype;
+  const bool typed = out.data == nullptr || out.dtype == gradient;
   if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
       !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
     return Access::kGeneral;

@@ -264,15 +264,15 @@ PLANTS = {
     "grad_output ignored": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.factor;",
-        "const float factor = p.factor;",
+        "const float factor = *p.grad_output * p.sign;",
+        "const float factor = p.sign;",
         "gradient is not the product",
     ),
-    "factor applied twice": (
+    "sign applied twice": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.factor;",
-        "const float factor = *p.grad_output * p.factor * p.factor;",
+        "const float factor = *p.grad_output * p.sign;",
+        "const float factor = *p.grad_output * p.sign * p.sign;",
         "gradient is not the product",
     ),
     "rounded before the factor": (

@@ -62,7 +62,7 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   const auto c = d["constants"].cast<std::array<double, pspl::kNumConstants>>();
   pspl::Constants constants;
   std::memcpy(&constants, c.data(), sizeof(constants));
-  pspl::set_constants(p, constants, d["loss_weight"].cast<double>(), d["gradient_exponent"].cast<int>());
+  pspl::set_constants(p, constants, d["loss_weight"].cast<double>());
   p.step = static_cast<T>(d["step"].cast<double>());
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
@@ -99,10 +99,10 @@ void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multip
   check(pspl::cuda::forward<T>(params<T>(d), workspace, device(multiprocessors), nullptr));
 }
 
-void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float factor, uintptr_t gradient,
+void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float sign, uintptr_t gradient,
               int dtype, int64_t numel, int multiprocessors) {
   check(pspl::cuda::backward({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
-                              reinterpret_cast<const float*>(grad_output), factor, reinterpret_cast<void*>(gradient),
+                              reinterpret_cast<const float*>(grad_output), sign, reinterpret_cast<void*>(gradient),
                               static_cast<pspl::DType>(dtype), numel},
                              device(multiprocessors), nullptr));
 }
