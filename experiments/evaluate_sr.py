@@ -4,9 +4,10 @@
     python experiments/evaluate_sr.py --run runs/srcnn-seed* --data Set5 Set14 BSD100 --out results
     python experiments/evaluate_sr.py --scale 2 4 --data Set5 Set14 --out results                  bicubic alone
 
-On the luma (Y of BT.601, uint8), without a border as wide as the scale; --rgb: on RGB. A folder holds HR images itself, in HR/ or
-in image_SRF_<scale>/; LR images are read from LR_bicubic/X<scale> beside HR, or from image_SRF_<scale>/*_LR.png, else made by
-antialiased bicubic. --out gets results.csv (every image), means.csv, results.md, and on demand images and pictures to compare.
+On the luma (Y of BT.601, uint8; a grey image as it is), without a border as wide as the scale; --rgb: on RGB. A folder holds HR
+images itself, in HR/ or in image_SRF_<scale>/; LR images are read from LR_bicubic/X<scale> beside HR, or from
+image_SRF_<scale>/*_LR.png, else made as MATLAB makes them. --out gets results.csv (every image), means.csv, results.md, and on
+demand images and pictures to compare.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from tqdm import tqdm
 from networks import build
 from training import data, figures, images
 from training.data import Pair
-from training.files import atomic
+from training.files import atomic, writable_folder
 from training.loop import CHECKPOINT, load_checkpoint, write_csv
-from training.settings import DEMO
+from training.settings import DEMO, number
 
 BICUBIC = "bicubic"
+# What tells the rows of one image apart. Runs of different settings may agree in all but their folders.
+METHOD = ("run", "model", "arm", "seed", "iterations")
 
 Upscale = Callable[[np.ndarray], images.Result]
 
 
 class Method(NamedTuple):
-    """How images are enlarged: a network with the loss (``arm``) and seed that it was trained with, or bicubic."""
+    """How images are enlarged: a network with the loss (``arm``) and seed of the ``run`` that trained it, or bicubic."""
 
+    run: str
     model: str
     arm: str
     seed: int | str
@@ -44,8 +48,14 @@ class Method(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For titles and folder names."""
+        """For titles."""
         return self.model if self.model == BICUBIC else f"{self.model}, {self.arm}, seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """For the images that it makes."""
+        name = BICUBIC if self.model == BICUBIC else f"{self.run}-{self.arm}"
+        return name.strip("/.").replace("/", "_").replace(":", "-")
 
 
 def methods_of(run: Path, device: torch.device) -> tuple[int, list[Method]]:
@@ -58,13 +68,13 @@ def methods_of(run: Path, device: torch.device) -> tuple[int, list[Method]]:
         network.load_state_dict(weights)
         network.to(device, memory_format=torch.channels_last).eval()
         upscale = lambda lr, network=network: images.super_resolve(network, lr)  # noqa: E731
-        methods.append(Method(settings["model"], arm, settings["seed"], state["iteration"], upscale))
+        methods.append(Method(str(run), settings["model"], arm, settings["seed"], state["iteration"], upscale))
     return settings["scale"], methods
 
 
 def bicubic(scale: int) -> Method:
     """The baseline of every table."""
-    return Method(BICUBIC, "", "", "", lambda lr: images.as_result(images.enlarge(lr, scale)))
+    return Method("", BICUBIC, "", "", "", lambda lr: images.as_result(images.enlarge(lr, scale)))
 
 
 class Dataset(NamedTuple):
@@ -76,14 +86,19 @@ class Dataset(NamedTuple):
     pairs: Iterable[Pair]
 
 
-def dataset_of(folder: str, scale: int) -> Dataset:
+def dataset_of(folder: str, scale: int, grey_as_rgb: bool) -> Dataset:
     """The images of a folder; of the demonstration, those held out."""
+
+    def pair_of(source: data.Source) -> Pair:
+        pair = data.load(source, scale)
+        return Pair(pair.name, images.as_rgb(pair.hr), images.as_rgb(pair.lr)) if grey_as_rgb else pair
+
     if folder == DEMO:
         pairs = data.demonstration(scale, held_out=True)
         return Dataset(DEMO, len(pairs), True, pairs)
     found = data.sources(Path(folder), scale)
     made_lr = any(source.lr is None for source in found)
-    return Dataset(Path(folder).resolve().name, len(found), made_lr, (data.load(source, scale) for source in found))
+    return Dataset(Path(folder).resolve().name, len(found), made_lr, map(pair_of, found))
 
 
 def evaluate(
@@ -99,14 +114,13 @@ def evaluate(
             result = method.upscale(pair.lr)
             measured = (result.rgb, expected.rgb) if rgb else (result.y, expected.y)
             psnr, ssim = images.psnr(*measured, border=scale), images.ssim(*measured, border=scale)
-            described = {name: getattr(method, name) for name in ("model", "arm", "seed", "iterations")}
+            described = {name: getattr(method, name) for name in METHOD}
             rows.append(
                 {"dataset": dataset.name, "scale": scale, "image": pair.name, **described, "psnr": psnr, "ssim": ssim}
             )
             shown[f"{method.label}\n{psnr:.2f} dB, {ssim:.4f}"] = result
             if write:
-                folder = method.label.replace(", ", "-").replace("/", "_").replace(":", "-").replace(" ", "")
-                images.write(result.rgb, out / dataset.name / f"x{scale}" / folder / f"{pair.name}.png")
+                images.write(result.rgb, out / dataset.name / f"x{scale}" / method.folder / f"{pair.name}.png")
         if index < pictures:
             picture = out / dataset.name / f"x{scale}" / f"compare-{pair.name}.png"
             pixels = {label: result.rgb for label, result in shown.items()}
@@ -116,7 +130,7 @@ def evaluate(
 
 def means_of(rows: list[dict]) -> list[dict]:
     """The mean over the images of each dataset."""
-    keys = ("dataset", "scale", "model", "arm", "seed", "iterations")
+    keys = ("dataset", "scale", *METHOD)
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -130,16 +144,16 @@ def means_of(rows: list[dict]) -> list[dict]:
     ]
 
 
-def table(rows: list[dict], means: list[dict], rgb: bool, made_lr: bool) -> str:
+def table(rows: list[dict], means: list[dict], rgb: bool, grey_as_rgb: bool, made_lr: bool) -> str:
     """Markdown: every image, and last the means; the scales side by side."""
     channels = "RGB" if rgb else "the luma (Y of BT.601)"
     lines = ["# PSNR in dB and SSIM", "", f"On {channels}, uint8, without a border as wide as the scale."]
+    lines.append(f"Grey images {'are made RGB first' if grey_as_rgb else 'are measured as they are'}.")
     if made_lr:
-        lines.append(
-            "LR images that did not come with the data were made by antialiased bicubic, not by MATLAB's imresize."
-        )
-    lines += ["", *_side_by_side(rows, ("dataset", "image", "model", "arm", "seed"))]
-    lines += ["", "Means over the images:", "", *_side_by_side(means, ("dataset", "images", "model", "arm", "seed"))]
+        lines.append("LR images that did not come with the data were made as MATLAB's imresize makes them.")
+    method = ("run", "model", "arm", "seed")
+    lines += ["", *_side_by_side(rows, ("dataset", "image", *method))]
+    lines += ["", "Means over the images:", "", *_side_by_side(means, ("dataset", "images", *method))]
     return "\n".join(lines) + "\n"
 
 
@@ -165,13 +179,36 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--scale", type=int, nargs="+", choices=(2, 3, 4), help="bicubic alone at these; runs know their own scale")
     add("--rgb", action="store_true", help="measure on RGB")
-    add("--pictures", type=int, default=0, help="how many images of each dataset to draw close-ups of (default: 0)")
+    add(
+        "--grey-as-rgb",
+        action="store_true",
+        help="make RGB of grey images first, whose luma is then 16..235: LapSRN's numbers on Set14, where VDSR's, DRRN's and "
+        "EDSR's keep them as they are",
+    )
+    add(
+        "--pictures",
+        type=number(int, 0),
+        default=0,
+        help="how many images of each dataset to draw close-ups of (default: 0)",
+    )
     add("--write", action="store_true", help="write the enlarged images")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     if bool(options.run) == bool(options.scale):
         parser.error("give either --run or, for bicubic alone, --scale")
+    for option, folders in (("--run", options.run), ("--data", [Path(folder) for folder in options.data])):
+        # Rows are told apart by the run's folder and the dataset's name.
+        names = [folder.resolve() if option == "--run" else folder.resolve().name for folder in folders]
+        if len(set(names)) < len(names):
+            parser.error(
+                f"{option} has {' '.join(map(str, folders))}; expected different ones, with names of their own"
+            )
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {options.device} can't be used: {str(error).partition(chr(10))[0]}")
+    writable_folder(options.out)
 
     by_scale: dict[int, list[Method]] = {scale: [bicubic(scale)] for scale in options.scale or []}
     for run in options.run:
@@ -182,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     made_lr = False
     for folder in options.data:
         for scale, methods in by_scale.items():
-            dataset = dataset_of(folder, scale)
+            dataset = dataset_of(folder, scale, options.grey_as_rgb)
             made_lr |= dataset.made_lr
             try:
                 rows += evaluate(dataset, scale, methods, options.rgb, options.out, options.write, options.pictures)
@@ -191,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     means = means_of(rows)
     write_csv(rows, options.out / "results.csv")
     write_csv(means, options.out / "means.csv")
-    text = table(rows, means, options.rgb, made_lr)
+    text = table(rows, means, options.rgb, options.grey_as_rgb, made_lr)
     with atomic(options.out / "results.md") as file:
         file.write(text.encode())
     print(text)

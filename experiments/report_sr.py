@@ -3,50 +3,68 @@
     python experiments/evaluate_sr.py --run runs/srcnn-seed* --data Set5 Set14 BSD100 --out runs/srcnn-scores
     python experiments/report_sr.py --run runs/srcnn-seed* --scores runs/srcnn-scores/means.csv --out results
 
-The runs differ in their seeds only. --out gets convergence.csv and .png (PSNR of the validation images), attention.png of one
-arm, and with --scores table.csv and .md: PSNR and SSIM of each dataset, mean and standard deviation over the seeds.
+The runs differ in their seeds and arms only. --out gets convergence.csv and .png (PSNR of the validation images), attention.png
+of one arm, and with --scores table.csv and .md: PSNR and SSIM of each dataset, mean and standard deviation over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from training import data, figures, images
-from training.files import atomic
+from training.files import atomic, writable_folder
 from training.loop import CHECKPOINT, PROBE, load_checkpoint, write_csv
 from training.losses import Arm
-from training.settings import Settings
+from training.settings import DECISIVE, Settings
 
 
-def read_runs(folders: list[Path]) -> list[dict]:
-    """The checkpoints of ``folders``.
+class Score(NamedTuple):
+    """Of one arm and seed on one dataset."""
+
+    psnr: float
+    ssim: float
+
+
+def read_runs(folders: list[Path]) -> dict[tuple[str, int], dict]:
+    """The checkpoints of ``folders``, by arm and seed. Runs of one seed may have different arms.
 
     Raises:
-        SystemExit: runs that differ in more than the seed, or did not end.
+        SystemExit: runs that differ in more than the seed and the arms, did not end, or lack an arm of another seed.
     """
-    states = [load_checkpoint(folder / CHECKPOINT) for folder in folders]
-    same = ("model", "scale", "arms", "distance", "iterations", "batch", "patch", "optimizer", "lr", "halve_every")
-    for folder, state in zip(folders, states, strict=True):
-        for name in same:
-            first, other = states[0]["settings"][name], state["settings"][name]
+    states = [load_checkpoint(folder / CHECKPOINT) | {"folder": folder} for folder in folders]
+    found: dict[tuple[str, int], dict] = {}
+    for state in states:
+        for name in (name for name in DECISIVE if name not in ("seed", "arms")):
+            first, other = states[0]["settings"].get(name), state["settings"].get(name)
             if other != first:
                 raise SystemExit(
-                    f"{folder} has {name} {other}, {folders[0]} has {first}: expected runs that differ in the seed."
+                    f"{state['folder']} has {name} {other}, {folders[0]} has {first}: expected runs that differ in the "
+                    "seed or the arms."
                 )
         if state["iteration"] < state["settings"]["iterations"]:
             raise SystemExit(
-                f"{folder} is at iteration {state['iteration']} of {state['settings']['iterations']}: let it end."
+                f"{state['folder']} is at iteration {state['iteration']} of {state['settings']['iterations']}: let it end."
             )
-    seeds = [state["settings"]["seed"] for state in states]
-    if len(set(seeds)) < len(seeds):
-        raise SystemExit(f"The runs have the seeds {seeds}: expected different ones.")
-    return states
+        for arm in state["settings"]["arms"]:
+            key = (arm, state["settings"]["seed"])
+            if key in found:
+                raise SystemExit(
+                    f"{found[key]['folder']} and {state['folder']} both have arm {arm} of seed {key[1]}: expected different ones."
+                )
+            found[key] = state
+    arms, seeds = ({key[index] for key in found} for index in (0, 1))
+    missing = [f"{arm} of seed {seed}" for arm in sorted(arms) for seed in sorted(seeds) if (arm, seed) not in found]
+    if missing:
+        raise SystemExit(f"The runs lack {', '.join(missing)}: expected every arm with every seed.")
+    return found
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -62,40 +80,65 @@ def read_csv(path: Path) -> list[dict]:
         raise SystemExit(f"{path} can't be read: {error.strerror}.") from None
 
 
-def psnrs(states: list[dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def psnrs(runs: dict[tuple[str, int], dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The validated iterations, and the PSNR ``[seeds, points]`` of each arm."""
-    validated = [[row for row in state["rows"] if "validation_psnr" in row] for state in states]
-    iterations = sorted({row["iteration"] for row in validated[0]})
-    by_arm = {
-        arm: np.array([[row["validation_psnr"] for row in rows if row["arm"] == arm] for rows in validated])
-        for arm in states[0]["settings"]["arms"]
+    curves: dict[str, list[dict[int, float]]] = {}
+    for (arm, _), state in runs.items():
+        rows = [row for row in state["rows"] if "validation_psnr" in row and row["arm"] == arm]
+        curves.setdefault(arm, []).append({row["iteration"]: row["validation_psnr"] for row in rows})
+    common = sorted(set.intersection(*(set(curve) for lines in curves.values() for curve in lines)))
+    return np.array(common), {
+        arm: np.array([[curve[iteration] for iteration in common] for curve in lines]) for arm, lines in curves.items()
     }
-    return np.array(iterations), by_arm
 
 
-def table_rows(means: list[dict], arms: list[str]) -> list[dict]:
-    """One row per dataset and arm: mean and standard deviation over the seeds, and the gain over the first arm by seed."""
-    rows = []
-    for dataset in dict.fromkeys(row["dataset"] for row in means):
-        mine = [row for row in means if row["dataset"] == dataset]
-        rows.append(
-            {"dataset": dataset, "arm": "bicubic", **_stats([r for r in mine if r["model"] == "bicubic"][:1], [])}
-        )
-        plain = [row for row in mine if row["arm"] == arms[0]]
-        for arm in arms:
-            scores = [row for row in mine if row["arm"] == arm]
-            rows.append({"dataset": dataset, "arm": arm, **_stats(scores, plain if arm != arms[0] else [])})
-    return rows
+def read_scores(paths: list[Path], runs: dict[tuple[str, int], dict]) -> dict[str, dict[str, list[Score]]]:
+    """Dataset -> arm, or ``bicubic`` -> a score per seed, in the order of ``runs``.
+
+    Raises:
+        SystemExit: the scores are not those of these runs.
+    """
+    rows = [row | {"path": path} for path in paths for row in read_csv(path)]
+    scores: dict[str, dict[str, list[Score]]] = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        mine = scores[dataset] = {}
+        sought = [("bicubic", "", None)] + [(arm, str(seed), state) for (arm, seed), state in runs.items()]
+        for arm, seed, state in sought:
+            found = [
+                row
+                for row in rows
+                if row["dataset"] == dataset
+                and (row["arm"], row["seed"]) == ("" if state is None else arm, seed)
+                and (state is None or Path(row["run"]).resolve() == state["folder"].resolve())
+            ]
+            values = {(row["psnr"], row["ssim"], row["images"], row["iterations"]) for row in found}
+            if len(values) != 1 or (state and int(found[0]["iterations"]) != state["iteration"]):
+                whose = f"{arm} of {state['folder']}" if state else arm
+                raise SystemExit(
+                    f"{', '.join(map(str, paths))}: {len(values)} scores of {whose} on {dataset}; expected one, of the run "
+                    "as it is now."
+                )
+            mine.setdefault(arm, []).append(Score(float(found[0]["psnr"]), float(found[0]["ssim"])))
+    return scores
 
 
-def _stats(rows: list[dict], plain: list[dict]) -> dict:
+def table_rows(scores: dict[str, dict[str, list[Score]]], plain: str) -> list[dict]:
+    """One row per dataset and arm: mean and standard deviation over the seeds, and the gain over ``plain`` by seed."""
+    return [
+        {"dataset": dataset, "arm": arm, **_stats(mine, by_arm[plain] if arm not in (plain, "bicubic") else [])}
+        for dataset, by_arm in scores.items()
+        for arm, mine in by_arm.items()
+    ]
+
+
+def _stats(scores: list[Score], plain: list[Score]) -> dict:
     """Of the seeds' scores; ``plain`` has the same seeds in the same order."""
-    found: dict = {"seeds": len(rows)}
+    found: dict = {"seeds": len(scores)}
     for name in ("psnr", "ssim"):
-        values = np.array([float(row[name]) for row in rows])
+        values = np.array([getattr(score, name) for score in scores])
         found[name] = values.mean()
         found[f"{name}_std"] = values.std(ddof=1) if len(values) > 1 else math.nan
-        gains = values - [float(row[name]) for row in plain] if plain else np.array([])
+        gains = values - [getattr(score, name) for score in plain] if plain else np.array([])
         found[f"{name}_gain"] = gains.mean() if plain else math.nan
         found[f"{name}_gain_std"] = gains.std(ddof=1) if len(gains) > 1 else math.nan
         found[f"{name}_gains"] = " ".join(f"{gain:+.{4 if name == 'ssim' else 3}f}" for gain in gains)
@@ -127,24 +170,29 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         nargs="+",
         default=[],
-        help="means.csv of evaluate_sr.py on the same runs; several: one per run",
+        help="means.csv of evaluate_sr.py on these runs, all together or one by one",
     )
     add("--attention", metavar="ARM", help="arm whose attention is drawn (default: the first of kind pspl)")
     add("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
+    writable_folder(options.out)
 
-    states = read_runs(options.run)
-    settings = Settings(**{**states[0]["settings"], "arms": tuple(states[0]["settings"]["arms"])})
+    runs = read_runs(options.run)
+    first = next(iter(runs.values()))
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    known = {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings(**{name: value for name, value in first["settings"].items() if name in known})
+    seeds = len(runs) // len(arms)
     described = (
         f"{settings.model} x{settings.scale}, {settings.distance}, {settings.iterations} iterations of {settings.batch} patches "
-        f"of {settings.patch} pixels, {settings.optimizer} {settings.lr:g}, {len(states)} seed{'s' * (len(states) > 1)}"
+        f"of {settings.patch} pixels, {settings.optimizer} {settings.lr:g}, {seeds} seed{'s' * (seeds > 1)}"
     )
-    iterations, psnr = psnrs(states)
+    iterations, psnr = psnrs(runs)
     write_csv(
         [
-            {"arm": arm, "seed": state["settings"]["seed"], "iteration": iteration, "psnr": f"{value:.4f}"}
+            {"arm": arm, "seed": seed, "iteration": iteration, "psnr": f"{value:.4f}"}
             for arm, lines in psnr.items()
-            for state, line in zip(states, lines, strict=True)
+            for seed, line in zip([seed for other, seed in runs if other == arm], lines, strict=True)
             for iteration, value in zip(iterations, line, strict=True)
         ],
         options.out / "convergence.csv",
@@ -159,20 +207,20 @@ def main(arguments: list[str] | None = None) -> int:
         ]
     )
     figures.convergence(iterations, psnr, float(baseline), described, options.out / "convergence.png")
-    scheduled = [arm for arm in settings.arms if Arm.parse(arm).kind == "pspl"]
+    scheduled = [arm for arm in arms if Arm.parse(arm).kind == "pspl"]
     if scheduled:
         arm = options.attention or scheduled[0]
-        snapshots = [snapshot for snapshot in states[0]["snapshots"] if snapshot["arm"] == arm]
+        states = [state for (other, _), state in runs.items() if other == arm]
+        snapshots = [snapshot for snapshot in states[0]["snapshots"] if snapshot["arm"] == arm] if states else []
         if not snapshots:
             raise SystemExit(f"--attention {arm}: expected one of {', '.join(scheduled)}.")
         probe = data.centre(pairs[0], settings.scale, PROBE)
         title = f"{settings.model} x{settings.scale}, {arm}, {settings.iterations} iterations"
         figures.attention(snapshots, probe, title, options.out / "attention.png")
     if options.scores:
-        means = [row for path in options.scores for row in read_csv(path)]
-        rows = table_rows(means, list(settings.arms))
+        rows = table_rows(read_scores(options.scores, runs), arms[0])
         write_csv(rows, options.out / "table.csv")
-        text = f"{described}; PSNR in dB, SSIM, gains over {settings.arms[0]}.\n\n{table(rows)}"
+        text = f"{described}; PSNR in dB, SSIM, gains over {arms[0]}.\n\n{table(rows)}"
         with atomic(options.out / "table.md") as file:
             file.write(text.encode())
         print(text)

@@ -14,8 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from training.files import writable_folder
 from training.loop import CHECKPOINT, Run, make_fabric
-from training.settings import add_options, resolve
+from training.settings import add_options, number, resolve
 
 INTERRUPTED = 130
 
@@ -25,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder; a run in it is continued")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU (default: 1)")
+    parser.add_argument("--devices", type=number(int, 1), default=1, help="GPUs, or processes on a CPU (default: 1)")
     add_options(parser)
     options = parser.parse_args(arguments)
     settings = resolve(options)
     try:
         fabric = make_fabric(settings, options.device, options.devices)
-        run = Run(settings, fabric, options.out)
+        run = Run(settings, fabric, writable_folder(options.out))
         network = next(iter(run.trained.values())).network
         fabric.print(
             f"{settings.model} x{settings.scale}, {sum(p.numel() for p in network.parameters()):,} parameters, "

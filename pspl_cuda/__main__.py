@@ -58,13 +58,30 @@ def load_images(path: Path | None) -> Images:
             name, pixels = path.name, io.imread(path)
         except Exception as error:
             raise SystemExit(f"--image {path} can't be read as an image: {error}") from None
-        if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype.name != "uint8":
-            raise SystemExit(f"--image {path} has shape {pixels.shape} and dtype {pixels.dtype}; expected 8-bit RGB.")
+        if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype.name != "uint8" or not _is_8_bit_rgb(path):
+            raise SystemExit(
+                f"--image {path} has shape {pixels.shape} and dtype {pixels.dtype}; expected an image stored as 8-bit RGB, not "
+                "CMYK or 16-bit."
+            )
         if min(pixels.shape[:2]) < PATCH:
             raise SystemExit(
                 f"--image {path} is {pixels.shape[1]}x{pixels.shape[0]}; expected at least {PATCH}x{PATCH}."
             )
     return _degrade(name, torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1)[None].float() / 255)
+
+
+def _is_8_bit_rgb(path: Path) -> bool:
+    """False for CMYK, whose array has four channels as RGBA's, and for 16-bit RGB, of which Pillow keeps 8 bits.
+
+    A file that Pillow cannot read is judged by its array alone.
+    """
+    from PIL import Image, UnidentifiedImageError  # a requirement of scikit-image
+
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("RGB", "RGBA", "P") and ";16" not in "".join(str(tile[3]) for tile in image.tile)
+    except UnidentifiedImageError:
+        return True
 
 
 def _degrade(name: str, hr: Tensor) -> Images:

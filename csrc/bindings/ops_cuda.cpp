@@ -5,7 +5,7 @@
 #include <map>
 #include <mutex>
 
-#include "../cuda/kernels.h"
+#include "../cuda/launch.h"
 #include "operators.h"
 
 namespace pspl {

@@ -29,10 +29,12 @@ from .settings import DEMO, Settings
 
 SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 DIV2K_FIRST_VALIDATION = 801
+# Changes with what a decoded copy in the cache holds: grey images with one channel, LR by images.shrink.
+DECODED = 2
 
 
 class Pair(NamedTuple):
-    """``hr`` uint8 ``[scale h, scale w, 3]`` and its ``lr`` ``[h, w, 3]``, in memory or mapped from a file."""
+    """``hr`` uint8 ``[scale h, scale w, C]`` and its ``lr`` ``[h, w, C]``, in memory or mapped from a file; C is 1 for grey."""
 
     name: str
     hr: np.ndarray
@@ -166,6 +168,8 @@ def load(source: Source, scale: int) -> Pair:
             raise images.ImageError(f"{source.hr} is smaller than {scale} pixels.")
         return Pair(source.hr.stem, hr, images.shrink(hr, scale))
     lr = images.read(source.lr)
+    if lr.shape[-1] != hr.shape[-1]:
+        raise SystemExit(f"One of {source.lr} and {source.hr} is grey and the other is not; expected both alike.")
     height, width = (size * scale for size in lr.shape[:2])
     if not (0 <= hr.shape[0] - height < scale and 0 <= hr.shape[1] - width < scale):
         raise SystemExit(
@@ -191,7 +195,7 @@ def _cached(source: Source, scale: int, cache: Path) -> Pair:
     stamps = [
         (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in source if path is not None
     ]
-    key = f"{source.hr.stem}-x{scale}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]}"
+    key = f"{source.hr.stem}-x{scale}-{hashlib.sha256(repr((DECODED, stamps)).encode()).hexdigest()[:12]}"
     paths = [cache / f"{key}-{part}.npy" for part in ("hr", "lr")]
     if not all(path.is_file() for path in paths):
         _, *decoded = load(source, scale)
@@ -306,8 +310,7 @@ class Batches(Dataset):
         return self._tensor(lr_patches), self._tensor(hr_patches)
 
     def _tensor(self, patches: list[np.ndarray]) -> Tensor:
-        batch = np.stack(patches)
-        values = images.luma(batch) if self.channels == 1 else batch
+        values = np.stack([images.luma(patch) if self.channels == 1 else images.as_rgb(patch) for patch in patches])
         return torch.from_numpy(values.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
 
 

@@ -17,11 +17,27 @@ from pspl_cuda import attention_map
 from .data import Pair
 from .files import atomic
 from .images import as_result, network_input
-from .losses import PAPER_SPAN, Arm
+from .losses import PAPER_SPAN, SIMILARITY, Arm
 
-LOOKS = {"plain": ("-", "o"), "pspl": ("-", "o"), "scale": ("--", "s"), "attention": (":", "^")}
-# The spans of the experiment; others take their place between them in a colour map.
-SPANS = {PAPER_SPAN: "#d9730d", Fraction(1, 10): "#8c6d1f", Fraction(1, 3): "#1f5fa8", Fraction(1): "#a02c2c"}
+LOOKS = {
+    "plain": ("-", "o"),
+    "warmup": ("--", "D"),
+    "pspl": ("-", "o"),
+    "scale": ("--", "s"),
+    "attention": (":", "^"),
+}
+# The schedules of the experiment, by span and start; others take a place between them in a colour map.
+THIRD = Fraction(1, 3)
+COLOURS = {
+    (PAPER_SPAN, 0.0): "#d9730d",
+    (Fraction(1, 10), 0.0): "#8c6d1f",
+    (THIRD, 0.0): "#1f5fa8",
+    (Fraction(1), 0.0): "#a02c2c",
+    (THIRD, 0.8): "#6fb1e4",
+    (THIRD, 1.0): "#2c9c72",
+    (THIRD, 2.0): "#7a3fb0",
+    (THIRD, SIMILARITY): "#d2478f",
+}
 GREY = "0.6"
 CLOSE_UP = 48  # HR pixels
 FEW = 30  # so many points of a curve are shown as points
@@ -34,9 +50,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def style(arm: str) -> dict:
-    """Colour, line and marker of an arm, the same in every figure: the colour tells its span, the rest its kind."""
-    kind, span = Arm.parse(arm)
-    colour = "black" if span is None else SPANS.get(span) or colormaps["viridis"](1 + math.log(span, 20))
+    """Colour, line and marker of an arm, the same in every figure: the colour tells its schedule, the rest its kind."""
+    kind, span, start = Arm.parse(arm)
+    if kind in ("plain", "warmup"):
+        colour = "black"
+    else:
+        colour = COLOURS.get((span, start)) or colormaps["viridis"](1 + math.log(span, 20))
     return {"color": colour, "linestyle": LOOKS[kind][0], "marker": LOOKS[kind][1]}
 
 
@@ -86,10 +105,10 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
 
 
 def attention(snapshots: list[dict], probe: Pair, title: str, path: Path) -> None:
-    """How attention changes: its curve at each step, and its map on a validation image as it was trained (Fig. 3).
+    """How attention changes: its curve at each delta, and its map on a validation image as it was trained (Fig. 3).
 
     Args:
-        snapshots: ``{"iteration", "step", "sr"}`` each, of one arm.
+        snapshots: ``{"iteration", "delta", "sr"}`` each, of one arm.
         probe: the image that ``sr`` belongs to.
         title: of the figure.
         path: of the PNG.
@@ -107,20 +126,20 @@ def attention(snapshots: list[dict], probe: Pair, title: str, path: Path) -> Non
     grid[0, 0].set_title("HR", fontsize=9)
     similarity = torch.linspace(-1, 1, 201)
     for index, (snapshot, column) in enumerate(zip(snapshots, grid.T[1:], strict=True)):
-        step = snapshot["step"]
-        curve = 2 * torch.exp(-(((similarity + 1) / step) ** 2))
+        delta = snapshot["delta"]
+        curve = 2 * torch.exp(-(((similarity + 1) / delta) ** 2))
         shade = (0.12, 0.37, 0.66, 0.25 + 0.75 * (index + 1) / len(snapshots))
-        axes.plot(similarity, curve, color=shade, label=f"{step:.3g}")
+        axes.plot(similarity, curve, color=shade, label=f"{delta:.3g}")
         sr = snapshot["sr"].float()
-        weight = attention_map(sr, hr, step)
+        weight = attention_map(sr, hr, delta)
         _show(column[0], sr)
         column[0].set_title(f"iteration {snapshot['iteration']}", fontsize=9)
         drawn = column[1].imshow(weight[0].mean(0).numpy(), cmap="inferno", vmin=0, vmax=2)
-        column[1].set_title(f"step {step:.3g}, mean {weight.mean():.2f}", fontsize=9)
+        column[1].set_title(f"delta {delta:.3g}, mean {weight.mean():.2f}", fontsize=9)
     axes.set_xlabel("similarity")
     axes.set_ylabel("attention")
     axes.grid(alpha=0.3)
-    axes.legend(title="step", fontsize=8)
+    axes.legend(title="delta", fontsize=8)
     right.colorbar(drawn, ax=grid[1, 0], location="left", label="attention", fraction=0.5)
     save(figure, path)
 

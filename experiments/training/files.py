@@ -1,9 +1,10 @@
-"""Writing a file so that it is there whole, or not at all."""
+"""Folders and files to write: there whole, or not at all, or one sentence."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,3 +29,17 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         raise SystemExit(f"{path} can't be written: {error.strerror or error}.") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def writable_folder(path: Path) -> Path:
+    """``path``, made if it is missing.
+
+    Raises:
+        SystemExit: it is no folder, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise SystemExit(f"--out {path} can't be written to ({error.strerror}); expected a folder.") from None

@@ -14,11 +14,13 @@ from skimage.color import rgb2ycbcr, ycbcr2rgb
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from networks import bicubic
-
+from .files import atomic
 from .losses import final
+from .resize import resize
 
 SSIM_WINDOW = 11
+GREY_MODES = ("1", "L", "LA", "La")
+RGB_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
 
 
 class ImageError(Exception):
@@ -26,26 +28,37 @@ class ImageError(Exception):
 
 
 def read(path: Path) -> np.ndarray:
-    """The image as uint8 RGB ``[H, W, 3]``; greyscale becomes grey RGB, transparency is dropped.
+    """The image as uint8 RGB ``[H, W, 3]``, or ``[H, W, 1]`` if it is grey; transparency is dropped.
 
     Raises:
-        ImageError: the file isn't an 8-bit image that can be decoded to its end.
+        ImageError: the file isn't an 8-bit image in grey or RGB that can be decoded to its end.
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ImageError(f"{path} has more than 8 bits per channel (mode {image.mode}); expected 8-bit images.")
+            # Pillow reads 16-bit RGB as 8-bit RGB and says so nowhere else.
+            stored = "".join(str(tile[3]) for tile in image.tile)
+            if ";16" in stored or image.mode.startswith(("I", "F")):
+                raise ImageError(f"{path} has more than 8 bits per channel; expected 8-bit images.")
+            if image.mode not in GREY_MODES + RGB_MODES:
+                raise ImageError(f"{path} is in {image.mode}; expected grey or RGB. Convert it first.")
+            if image.mode in GREY_MODES:
+                return np.asarray(image.convert("L"))[..., None]
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise ImageError(f"{path} can't be read as an image; remove it from the folder or replace it.") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} can't be read as an image ({error}); remove it or replace it.") from None
 
 
 def write(image: np.ndarray, path: Path) -> None:
-    """uint8 ``[H, W, 3]`` as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    """uint8 ``[H, W, 3]`` as PNG, whole or not at all."""
+    with atomic(path) as file:
+        Image.fromarray(image).save(file, format="png")
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 ``[..., H, W, 3]`` of grey or RGB."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -59,13 +72,18 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, scale: int) -> np.ndarray:
-    """LR of an uint8 image whose sides are multiples of ``scale``: antialiased bicubic, rounded to uint8."""
-    return to_bytes(bicubic.shrink(to_tensor(image), scale))
+    """LR of an uint8 image whose sides are multiples of ``scale``."""
+    return resize(image, image.shape[0] // scale, image.shape[1] // scale)
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """Bicubic enlargement of an uint8 image: the baseline of every table."""
+    return resize(image, image.shape[0] * scale, image.shape[1] * scale)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Y of BT.601, 16..235, of uint8 RGB ``[..., H, W, 3]``: float64 ``[..., H, W, 1]``."""
-    return rgb2ycbcr(image)[..., :1]
+    """Y of BT.601, 16..235, of uint8 RGB; a grey image as it is, 0..255. ``[..., H, W, C]`` -> float64 ``[..., H, W, 1]``."""
+    return image.astype(np.float64) if image.shape[-1] == 1 else rgb2ycbcr(image)[..., :1]
 
 
 @dataclasses.dataclass
@@ -80,14 +98,14 @@ class Result:
         return self.make_rgb()
 
 
-def as_result(rgb: np.ndarray) -> Result:
-    """The luma of uint8 RGB, rounded to uint8 as MATLAB's rgb2ycbcr does."""
-    return Result(luma(rgb)[..., 0].round().astype(np.uint8), lambda: rgb)
+def as_result(image: np.ndarray) -> Result:
+    """The luma of uint8 grey or RGB, rounded to uint8 as MATLAB's rgb2ycbcr does."""
+    return Result(luma(image)[..., 0].round().astype(np.uint8), lambda: as_rgb(image))
 
 
 def network_input(lr: np.ndarray, channels: int) -> torch.Tensor:
-    """What a network of 1 (luma) or 3 (RGB) channels takes of uint8 RGB."""
-    return to_tensor(luma(lr) if channels == 1 else lr)
+    """What a network of 1 (luma) or 3 (RGB) channels takes of uint8 grey or RGB."""
+    return to_tensor(luma(lr) if channels == 1 else as_rgb(lr))
 
 
 def enhanced(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
@@ -104,8 +122,13 @@ def enhanced(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
-    """Enlarge uint8 RGB ``[h, w, 3]``. A network for luma gets the colours by bicubic, as its paper does."""
+    """Enlarge uint8 grey or RGB ``[h, w, C]``. A network for luma gets the colours by bicubic, as its paper does.
+
+    Grey stays grey: of a network for RGB the channels are averaged.
+    """
     sr = enhanced(network, network_input(lr, network.channels))
+    if lr.shape[-1] == 1:
+        return as_result(to_bytes(sr.mean(1, keepdim=True)))
     if network.channels == 3:
         return as_result(to_bytes(sr))
     y = to_bytes(sr)
@@ -116,11 +139,6 @@ def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
         return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
 
     return Result(y[..., 0], coloured)
-
-
-def enlarge(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Bicubic enlargement of uint8 RGB, rounded to uint8: the baseline of every table."""
-    return to_bytes(bicubic.enlarge(to_tensor(lr), scale))
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int) -> float:

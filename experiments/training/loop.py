@@ -33,14 +33,14 @@ COLUMNS = (
     "loss",
     "l1",  # unweighted, of the batch, in 0..1
     "psnr",  # of the batch, in dB
-    "step",
+    "delta",
     "similarity",  # PSPL's mean over the batch
     "attention",
     "lr",
     "validation_psnr",  # mean over the images, on the luma
 )
-# Fig. 3: attention changes most while its step doubles a few times.
-DRAWN_STEPS = (0.5, 1, 2, 4, 8, 16)
+# Fig. 3: attention changes most while its delta doubles a few times.
+DRAWN_DELTAS = (0.5, 1, 2, 4, 8, 16)
 PROBE = 128  # pixels of the validation image on which attention is drawn
 
 
@@ -87,10 +87,24 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
+def _pretrained(run: str, arm: str, settings: Settings) -> dict:
+    """The weights of an arm of another run of the same network."""
+    state = load_checkpoint(Path(run) / CHECKPOINT)
+    for name in ("model", "scale"):
+        if state["settings"][name] != getattr(settings, name):
+            raise SystemExit(
+                f"--pretrained {run} is a run of --{name} {state['settings'][name]}; expected {getattr(settings, name)}."
+            )
+    if arm not in state["networks"]:
+        raise SystemExit(f"--pretrained {run} {arm}: expected one of its arms, {', '.join(state['networks'])}.")
+    return state["networks"][arm]
+
+
 @dataclasses.dataclass
 class _Trained:
     """One arm in training. ``network`` holds the weights; ``model`` is how the loop calls it."""
 
+    name: str
     arm: Arm
     network: nn.Module
     model: nn.Module
@@ -114,7 +128,7 @@ class Run:
         self.rows: list[dict] = []
         self.snapshots: list[dict] = []
         self.data_seconds = 0.0
-        self.trained = {name: self._start(Arm.parse(name)) for name in s.arms}
+        self.trained = {name: self._start(name) for name in s.arms}
         if fabric.world_size > 1 and any(t.arm.kind in ("scale", "attention") for t in self.trained.values()):
             raise SystemExit(
                 "The arms 'scale' and 'attention' need the whole batch in one process: choose --devices 1."
@@ -130,10 +144,12 @@ class Run:
         self.batches = data.Batches(self.training, s, channels, fabric.global_rank, fabric.world_size)
         self.probe = data.centre(self.validation[0], s.scale, PROBE)
 
-    def _start(self, arm: Arm) -> _Trained:
-        s = self.settings
+    def _start(self, name: str) -> _Trained:
+        s, arm = self.settings, Arm.parse(name)
         torch.manual_seed(s.seed)
         network = build(s.model, s.scale)
+        if s.pretrained:
+            network.load_state_dict(_pretrained(*s.pretrained, s))
         if s.channels_last:
             network.to(memory_format=torch.channels_last)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
@@ -144,13 +160,14 @@ class Run:
             optimizer = torch.optim.SGD(network.parameters(), lr=s.lr, momentum=0.9)
         model = torch.compile(network) if s.compile else network
         model, optimizer = self.fabric.setup(model, optimizer)
-        return _Trained(arm, network, model, optimizer, Criterion(arm, s.distance, s.iterations))
+        return _Trained(name, arm, network, model, optimizer, Criterion(arm, s.distance, s.iterations))
 
     def _restore(self, state: dict) -> None:
         saved, mine = state["settings"], dataclasses.asdict(self.settings)
-        changed = [name for name in DECISIVE if _plain(mine[name]) != saved[name]]
+        # A run of an older version has not all settings of this one; it was made without them.
+        changed = [name for name in DECISIVE if _plain(mine[name]) != saved.get(name)]
         if changed:
-            listed = ", ".join(f"--{n.replace('_', '-')} was {saved[n]} and is now {mine[n]}" for n in changed)
+            listed = ", ".join(f"--{n.replace('_', '-')} was {saved.get(n)} and is now {mine[n]}" for n in changed)
             raise SystemExit(f"{self.out} holds another run: {listed}. Choose another --out, or the same options.")
         for name, trained in self.trained.items():
             trained.network.load_state_dict(state["networks"][name])
@@ -197,7 +214,7 @@ class Run:
                     clock = time.perf_counter()
                     measures = self._step(trained, lr, hr)
                     if due or validate:
-                        row = self._row(name, measures)  # waits for the device
+                        row = self._row(trained, measures)  # waits for the device
                     trained.seconds += time.perf_counter() - clock
                     if due or validate:
                         row["seconds"] = trained.seconds
@@ -213,20 +230,22 @@ class Run:
 
     def _step(self, trained: _Trained, lr: Tensor, hr: Tensor) -> Tensor:
         for group in trained.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * trained.arm.rate(self.iteration, self.settings.iterations)
         trained.model.train()
         outputs = trained.model(lr)
         loss, measures = trained.criterion(outputs, hr, self.iteration)
         trained.optimizer.zero_grad()
         self.fabric.backward(loss)
+        if self.settings.clip:
+            self.fabric.clip_gradients(trained.model, trained.optimizer, max_norm=self.settings.clip)
         trained.optimizer.step()
         return measures
 
-    def _row(self, name: str, measures: Tensor) -> dict:
+    def _row(self, trained: _Trained, measures: Tensor) -> dict:
         row = dict(zip(MEASURES, self.fabric.all_reduce(measures).tolist(), strict=True))
         mse = row.pop("mse")
         row["psnr"] = -10 * math.log10(mse) if mse > 0 else math.inf
-        return {"iteration": self.iteration, "arm": name, "lr": self.rate, **row}
+        return {"iteration": self.iteration, "arm": trained.name, "lr": trained.optimizer.param_groups[0]["lr"], **row}
 
     def _latest(self) -> list[dict]:
         return self.rows[-len(self.trained) :]
@@ -248,13 +267,12 @@ class Run:
         if trained.arm.kind != "pspl" or not self.fabric.is_global_zero:
             return
         total = self.settings.iterations
-        drawn = [max(1, round(step / trained.arm.step(1, total))) for step in DRAWN_STEPS]
-        if self.iteration not in [*drawn, total]:
+        delta, before = (trained.arm.delta(iteration, total) for iteration in (self.iteration, self.iteration - 1))
+        if self.iteration not in (1, total) and not any(before < drawn <= delta for drawn in DRAWN_DELTAS):
             return
         sr = images.enhanced(trained.network, images.network_input(self.probe.lr, trained.network.channels))
-        step = trained.arm.step(self.iteration, total)
         # float16 resolves 8-bit images, and checkpoints stay small.
-        self.snapshots.append({"arm": name, "iteration": self.iteration, "step": step, "sr": sr.cpu().half()})
+        self.snapshots.append({"arm": name, "iteration": self.iteration, "delta": delta, "sr": sr.cpu().half()})
 
     def _save(self) -> None:
         state = {
@@ -271,7 +289,12 @@ class Run:
         # First: a run that is stopped in between has every row of its checkpoint.
         if self.fabric.is_global_zero:
             write_csv(self.rows, self.out / METRICS, COLUMNS)
-        self.fabric.save(self.out / CHECKPOINT, state)
+            # Through memory: torch.save ends the process if the file that it writes to fails.
+            saved = io.BytesIO()
+            torch.save(state, saved)
+            with atomic(self.out / CHECKPOINT) as file:
+                file.write(saved.getbuffer())
+        self.fabric.barrier()
         if self.fabric.is_global_zero:
             for row in self._latest():
                 scalars = {f"{name}/{row['arm']}": value for name, value in row.items() if isinstance(value, float)}

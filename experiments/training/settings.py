@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from networks import NETWORKS
 from .losses import PLAIN, Arm
 
 DEMO = "demo"
+LARGEST_SEED = 2**64 - 1  # of torch.manual_seed
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -50,6 +53,8 @@ class Settings:
     optimizer: str
     lr: float
     halve_every: int
+    clip: float | None
+    pretrained: tuple[str, str] | None
     seed: int
     precision: str
     data: str
@@ -75,24 +80,37 @@ DECISIVE = (
     "optimizer",
     "lr",
     "halve_every",
+    "clip",
+    "pretrained",
     "seed",
     "precision",
+    "data",
+    "validate",
+    "validation_images",
 )
 
 
-def _number(kind: type, least: float, strictly: bool = False):
+def number(kind: type, least: float, most: float = math.inf, strictly: bool = False):
+    """A parser of argparse for a finite number of ``kind`` from ``least`` (``strictly``: above it) to ``most``."""
+    what = f"{'an integer' if kind is int else 'a number'} {'above' if strictly else 'of at least'} {least:g}"
+    if most < math.inf:
+        what += f" and at most {most}"
+
     def parse(text: str):
-        value = kind(text)
-        if not (value > least if strictly else value >= least) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number {'above' if strictly else 'of at least'} {least}")
-        return value
+        try:
+            value = kind(text)
+            if (value > least if strictly else value >= least) and value <= most and value != math.inf:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
 
     return parse
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a run; what a recipe decides has no default here."""
-    positive, count = _number(int, 1), _number(int, 0)
+    positive, count = number(int, 1), number(int, 0)
     add = parser.add_argument
     add("--model", choices=tuple(NETWORKS), default="srcnn", help="the network (default: %(default)s)")
     add("--scale", type=int, choices=(2, 3, 4), default=4, help="enlargement; lapsrn: 2 or 4 (default: %(default)s)")
@@ -100,16 +118,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--arms",
         nargs="+",
         default=["pspl"],
-        help="losses to train with, side by side: the same initial weights, the same batches. 'plain'; 'pspl:1/3', PSPL with its "
-        "schedule over a third of the run; 'pspl', with the paper's 300 steps; 'scale:1/3', as pspl:1/3 but with the mean weight "
-        "at every pixel; 'attention:1/3', as pspl:1/3 but with its weights divided by their mean (default: pspl)",
+        help="losses to train with, side by side: the same initial weights, the same batches. 'plain'; 'warmup:1/3', plain "
+        "with a learning rate that rises over the first third of the run; 'pspl:1/3', PSPL with its schedule over a third of it; "
+        "'pspl', with the paper's 300 steps; 'pspl:1/3:0.8', with the beta 0.8; 'pspl:1/3:similarity', whose delta is at least "
+        "what gives a pixel of the batch's mean similarity half the peak; 'scale:1/3' and 'scale:1/3:0.8', as pspl but with the "
+        "mean weight at every pixel; 'attention:1/3', as pspl:1/3 but with its weights divided by their mean (default: pspl)",
     )
     add("--distance", choices=tuple(PLAIN), help="(default: l2 for srcnn, charbonnier for lapsrn, else l1)")
     add(
         "--data",
         default=DEMO,
         help="a folder of HR images, or one that holds DIV2K_train_HR and perhaps DIV2K_valid_HR; LR images are read from the "
-        "LR folder beside it (DIV2K_train_LR_bicubic/X4) if there is one, else made by antialiased bicubic. 'demo': six "
+        "LR folder beside it (DIV2K_train_LR_bicubic/X4) if there is one, else made as MATLAB makes them. 'demo': six "
         "photographs bundled in scikit-image and scikit-learn (default: demo)",
     )
     add(
@@ -129,9 +149,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         + ")",
     )
     add("--optimizer", choices=("adam", "sgd"), default="adam", help="sgd: with momentum 0.9 (default: adam)")
-    add("--lr", type=_number(float, 0, strictly=True), default=1e-4, help="learning rate (default: %(default)s)")
+    add("--lr", type=number(float, 0, strictly=True), default=1e-4, help="learning rate (default: %(default)s)")
     add("--halve-every", type=positive, help="iterations after which it is halved (default: 2/3 of --iterations)")
-    add("--seed", type=count, default=0, help="of the initial weights and the batches (default: 0)")
+    add(
+        "--clip",
+        type=number(float, 0, strictly=True),
+        metavar="NORM",
+        help="longest gradient; a longer one is shortened to it",
+    )
+    add(
+        "--pretrained",
+        nargs=2,
+        metavar=("RUN", "ARM"),
+        help="begin with the weights of this arm of another run, not with random ones",
+    )
+    add(
+        "--seed",
+        type=number(int, 0, LARGEST_SEED),
+        default=0,
+        help="of the initial weights and the batches (default: 0)",
+    )
     add("--validate-every", type=positive, default=1000, help="iterations; the run is saved then, too (default: 1000)")
     add("--validation-images", type=positive, default=10, help="how many images to validate on (default: 10)")
     add("--log-every", type=positive, default=100, help="iterations between two rows of metrics.csv (default: 100)")
@@ -164,6 +201,9 @@ def resolve(options: argparse.Namespace) -> Settings:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
     values |= {
         "arms": tuple(options.arms),
+        "data": options.data if options.data == DEMO else str(Path(options.data).resolve()),
+        "validate": options.validate and str(Path(options.validate).resolve()),
+        "pretrained": options.pretrained and (str(Path(options.pretrained[0]).resolve()), options.pretrained[1]),
         "distance": options.distance or recipe.distance,
         "patch": patch // options.scale * options.scale,
         "halve_every": options.halve_every or max(1, options.iterations * 2 // 3),

@@ -256,7 +256,7 @@ PLANTS = {
     ),
     "all blocks write one partial sum": (
         "memory",
-        "reduction.cuh",
+        "outputs.cuh",
         "workspace.partials[static_cast<int64_t>(i) * blocks + blockIdx.x] = total;",
         "workspace.partials[static_cast<int64_t>(i) * blocks] = total;",
         "loss was not written",
@@ -264,15 +264,15 @@ PLANTS = {
     "grad_output ignored": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.sign;",
-        "const float factor = p.sign;",
+        "const float factor = *p.grad_output * p.factor;",
+        "const float factor = p.factor;",
         "gradient is not the product",
     ),
-    "sign applied twice": (
+    "factor applied twice": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.sign;",
-        "const float factor = *p.grad_output * p.sign * p.sign;",
+        "const float factor = *p.grad_output * p.factor;",
+        "const float factor = *p.grad_output * p.factor * p.factor;",
         "gradient is not the product",
     ),
     "rounded before the factor": (
@@ -300,28 +300,28 @@ PLANTS = {
     ),
     "no __syncthreads in the reduction": (
         "races",
-        "reduction.cuh",
+        "outputs.cuh",
         "warp[threadIdx.x / kLanes] = value;\n  __syncthreads();",
         "warp[threadIdx.x / kLanes] = value;",
         "data race",
     ),
     "no __syncthreads before the last block knows": (
         "races",
-        "reduction.cuh",
+        "outputs.cuh",
         "__syncthreads();\n  if (!shared.is_last) return;",
         "if (!shared.is_last) return;",
         "data race",
     ),
     "no fence between partial sum and ticket": (
         "races",
-        "reduction.cuh",
+        "outputs.cuh",
         "__threadfence();\n    shared.is_last",
         "shared.is_last",
         "data race",
     ),
     "no fence between ticket and partial sums": (
         "races",
-        "reduction.cuh",
+        "outputs.cuh",
         "if (shared.is_last) __threadfence();",
         "",
         "data race",

@@ -22,3 +22,12 @@ def folder(tmp_path):
     from helpers.experiments import dataset
 
     return dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def file_size_limit():
+    """A function that lets files grow to so many bytes only, as a disk that is full: writing fails, the file stays cut."""
+    resource = pytest.importorskip("resource", reason="limits of a process are those of POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

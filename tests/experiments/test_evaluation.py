@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import evaluate_sr
 import report_sr
-from helpers.experiments import photograph, save, shrunken, train
+from helpers.experiments import dataset, photograph, save, shrunken, train
 from networks import build
 from training import figures, images
 from training.loop import CHECKPOINT, load_checkpoint
@@ -71,14 +72,14 @@ def test_bicubic_scores(tmp_path, layout, rgb):
     (mean,) = read_csv(out / "means.csv")
     assert (float(mean["psnr"]), float(mean["ssim"])) == pytest.approx((psnr, ssim))
     text = (out / "results.md").read_text()
-    assert text.splitlines()[-1] == f"| Set2 | 2 | bicubic |  |  | {psnr:.2f} / {ssim:.4f} |", "means are last"
-    assert ("made by antialiased bicubic" in text) == (layout == "flat")
+    assert text.splitlines()[-1] == f"| Set2 | 2 |  | bicubic |  |  | {psnr:.2f} / {ssim:.4f} |", "means are last"
+    assert ("made as MATLAB's imresize makes them" in text) == (layout == "flat")
 
 
 def test_scales_stand_side_by_side(folder, tmp_path):
     evaluate_sr.main(["--scale", "2", "3", "--data", str(folder), "--out", str(tmp_path / "out")])
     lines = (tmp_path / "out" / "results.md").read_text().splitlines()
-    assert lines[-3] == "| dataset | images | model | arm | seed | x2 | x3 |"
+    assert lines[-3] == "| dataset | images | run | model | arm | seed | x2 | x3 |"
     means = read_csv(tmp_path / "out" / "means.csv")
     assert [row["scale"] for row in means] == ["2", "3"]
     for row in means:
@@ -99,7 +100,8 @@ def test_network_scores(folder, tmp_path, model):
     assert float(mine[-1]["psnr"]) == pytest.approx(validated[-1]["validation_psnr"], rel=1e-6)
     hr = images.read(folder / "0000.png")[:36, :40]
     if model == "edsr-baseline":
-        written = images.read(out / "data" / "x2" / f"{model}-pspl-1_3-seed0" / "0000.png")
+        name = str(trained).strip("/").replace("/", "_")
+        written = images.read(out / "data" / "x2" / f"{name}-pspl-1_3" / "0000.png")
         psnr, _ = expected_scores(written, hr, 2, rgb=False)
     else:  # the luma itself is measured, before colours are added
         network = build(model, 2)
@@ -154,11 +156,121 @@ def test_report(folder, tmp_path):
 
 def test_report_refuses_different_runs(folder, tmp_path):
     train(folder, tmp_path / "a")
-    train(folder, tmp_path / "b", "--batch", "3")
-    with pytest.raises(SystemExit, match=r"b has batch 3, .*a has 2"):
-        report_sr.main(["--run", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="expected different ones"):
-        report_sr.main(["--run", str(tmp_path / "a"), str(tmp_path / "a"), "--out", str(tmp_path / "out")])
+    for index, (options, message) in enumerate(
+        [
+            (["--batch", "3"], "has batch 3, .*a has 2"),
+            (["--lr", "2e-4"], "has lr 0.0002, .*a has 0.0001"),
+            (["--clip", "1"], "has clip 1.0, .*a has None"),
+            ([], "both have arm pspl of seed 0"),
+            (["--arms", "plain", "--seed", "1"], "lack plain of seed 0, pspl of seed 1"),
+        ]
+    ):
+        other = tmp_path / f"b{index}"
+        train(folder, other, *options)
+        with pytest.raises(SystemExit, match=message):
+            report_sr.main(["--run", str(tmp_path / "a"), str(other), "--out", str(tmp_path / "out")])
+
+
+def test_arms_of_a_seed_may_be_in_several_runs(folder, tmp_path):
+    """The tables are those of one run with all arms."""
+    joint, apart = tmp_path / "joint", [tmp_path / "plain", tmp_path / "pspl"]
+    train(folder, joint, "--arms", "plain", "pspl")
+    for run in apart:
+        train(folder, run, "--arms", run.name)
+    for runs, name in (([joint], "one"), (apart, "two")):
+        scores = tmp_path / f"{name}-scores"
+        evaluate_sr.main(["--run", *map(str, runs), "--data", str(folder), "--out", str(scores)])
+        options = ["--run", *map(str, runs), "--scores", str(scores / "means.csv")]
+        report_sr.main([*options, "--out", str(tmp_path / name)])
+    for file in ("table.md", "table.csv", "convergence.csv"):
+        assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+
+
+def test_runs_that_differ_are_never_averaged(folder, tmp_path):
+    """Two learning rates of one model, loss and seed: a row each, which says whose it is."""
+    runs = {rate: tmp_path / f"lr{rate}" for rate in ("1e-4", "1e-2")}
+    for rate, run in runs.items():
+        train(folder, run, "--lr", rate, "--arms", "plain")
+    out = tmp_path / "out"
+    evaluate_sr.main(["--run", *map(str, runs.values()), "--data", str(folder), "--out", str(out)])
+    means = read_csv(out / "means.csv")
+    assert [(row["run"], row["images"]) for row in means] == [("", "3"), *((str(run), "3") for run in runs.values())]
+    assert means[1]["psnr"] != means[2]["psnr"]
+    assert all(str(run) in (out / "results.md").read_text() for run in runs.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scale", "2", "--data", "{folder}", "{folder}/../other/data"], "--data has .* expected different ones"),
+        (["--scale", "2", "--data", "{folder}", "--device", "foo"], "--device foo can't be used: "),
+        (["--scale", "2", "--data", "{folder}", "--pictures", "1e3"], "1e3 is not an integer of at least 0"),
+        (["--run", "{run}", "{run}/../run", "--data", "{folder}"], "--run has .* expected different ones"),
+        (["--data", "{folder}"], "give either --run or"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(folder, tmp_path, capsys, options, message):
+    dataset(tmp_path / "other" / "data")
+    options = [option.format(folder=folder, run=tmp_path / "run") for option in options]
+    with pytest.raises(SystemExit):
+        evaluate_sr.main([*options, "--out", str(tmp_path / "out")])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(message, last)
+
+
+def test_out_that_is_a_file_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (evaluate_sr, report_sr):
+        source = ["--scale", "2", "--data", str(folder)] if command is evaluate_sr else ["--run", str(tmp_path)]
+        with pytest.raises(SystemExit, match=r"--out .*file can't be written to \(.*expected a folder"):
+            command.main([*source, "--out", str(tmp_path / "file")])
+
+
+def test_full_disk_while_writing_images_is_named(folder, tmp_path, file_size_limit):
+    file_size_limit(1500)
+    with pytest.raises(SystemExit, match=r"0000\.png can't be written: File too large"):
+        evaluate_sr.main(["--scale", "2", "--data", str(folder), "--write", "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").rglob("*.png*"))
+
+
+def test_report_refuses_scores_of_other_runs(folder, tmp_path):
+    """Of another learning rate with the same model, loss and seed; and of the run as it was before."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, rate in zip(runs, ("1e-4", "1e-2"), strict=True):
+        train(folder, run, "--lr", rate)
+    scores = tmp_path / "scores"
+    evaluate_sr.main(["--run", str(runs[0]), "--data", str(folder), "--out", str(scores)])
+    options = ["--scores", str(scores / "means.csv"), "--out", str(tmp_path / "out")]
+    report_sr.main(["--run", str(runs[0]), *options])
+    with pytest.raises(SystemExit, match=r"0 scores of pspl of .*b on data; expected one"):
+        report_sr.main(["--run", str(runs[1]), *options])
+    means = scores / "means.csv"
+    means.write_text(means.read_text().replace(",2,3,", ",1,3,"))  # iterations
+    with pytest.raises(SystemExit, match="expected one, of the run as it is now"):
+        report_sr.main(["--run", str(runs[0]), *options])
+
+
+@pytest.mark.parametrize("model", ["srcnn", "edsr-baseline"])
+def test_grey_images_are_measured_as_they_are(tmp_path, model):
+    """Both lineages, bicubic and a network: the luma itself, or 16..235 of it."""
+    hr = photograph(36, 40)[..., :1]
+    save(hr[..., 0], tmp_path / "grey" / "1.png")
+    run = tmp_path / "run"
+    train(dataset(tmp_path / "data"), run, "--model", model)
+    found = {}
+    for lineage in ([], ["--grey-as-rgb"]):
+        out = tmp_path / f"out{len(lineage)}"
+        evaluate_sr.main(["--run", str(run), "--data", str(tmp_path / "grey"), "--out", str(out), *lineage])
+        found[bool(lineage)] = {row["model"]: float(row["psnr"]) for row in read_csv(out / "means.csv")}
+    enlarged = images.enlarge(shrunken(hr, 2), 2)[2:-2, 2:-2, 0]
+    raw = peak_signal_noise_ratio(hr[2:-2, 2:-2, 0], enlarged, data_range=255)
+    assert found[False]["bicubic"] == pytest.approx(raw)
+    # Values of 219 / 255 the range have a PSNR that is higher by that factor, but for the roundings.
+    for name in ("bicubic", model):
+        expected = found[False][name] - 20 * np.log10(219 / 255)
+        if name == "bicubic":
+            assert found[True][name] == pytest.approx(expected, abs=0.1)
+        assert found[True][name] != found[False][name]
 
 
 def test_an_arm_looks_the_same_in_every_figure(monkeypatch, tmp_path):
@@ -174,6 +286,7 @@ def test_an_arm_looks_the_same_in_every_figure(monkeypatch, tmp_path):
 
     monkeypatch.setattr(figures, "save", record)
     arms = ["plain", "pspl", "pspl:1/10", "pspl:1/3", "pspl:1", "scale:1/3", "scale:1", "attention:1/3"]
+    arms += ["warmup:1/3", "pspl:1/3:1", "pspl:1/3:2", "scale:1/3:2", "pspl:1/3:similarity"]
     for compared in (arms, ["plain", "pspl:1", "scale:1"], ["plain", "pspl:1/3"]):
         curves = {arm: np.full((2, 3), 28.0) + index for index, arm in enumerate(compared)}
         figures.convergence(np.arange(3), curves, 27.0, "", tmp_path / "convergence.png")

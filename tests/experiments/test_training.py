@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -19,13 +20,13 @@ pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda
 pytest.importorskip("tensorboard", reason="experiments/ needs pip install 'pspl_cuda[examples]'")
 
 import train_sr
-from helpers.experiments import ROOT, arguments, settings_of, train
+from helpers.experiments import ROOT, arguments, dataset, settings_of, train
 from networks import NETWORKS, build
 from pspl_cuda import PSPLLoss, attention_map, pspl_loss
 from training.loop import CHECKPOINT, METRICS, Run, load_checkpoint, make_fabric
 from training.losses import PLAIN, Arm, Criterion
 
-ARMS = ["plain", "pspl:1/3", "scale:1/3", "attention:1/3"]
+ARMS = ["plain", "warmup:1/3", "pspl:1/3", "scale:1/3:2", "attention:1/3:similarity"]
 
 
 def rows(out):
@@ -63,7 +64,7 @@ def test_every_network_trains_with_every_loss(folder, tmp_path, model):
     for row in logged:
         assert 0 < float(row["loss"]) < 10
         assert 0 < float(row["l1"]) < 10
-        assert bool(row["step"]) == bool(row["attention"]) == (row["arm"] != "plain")
+        assert bool(row["delta"]) == bool(row["attention"]) == (row["arm"] not in ("plain", "warmup:1/3"))
         assert bool(row["validation_psnr"]) == (row["iteration"] == "2")
     state = load_checkpoint(out / CHECKPOINT)
     torch.manual_seed(0)
@@ -122,7 +123,7 @@ def test_resume_is_exact(folder, tmp_path, options):
     assert train(folder, parts, *options) == 0
     assert rows(parts) == rows(whole)
     assert [float(row["lr"]) for row in rows(parts)[::2]] == [1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5]
-    assert [float(row["step"]) for row in rows(parts)[1::2]] == [4, 8, 12, 16, 20]
+    assert [float(row["delta"]) for row in rows(parts)[1::2]] == [4, 8, 12, 16, 20]
     assert_same(load_checkpoint(parts / CHECKPOINT), load_checkpoint(whole / CHECKPOINT))
 
 
@@ -130,6 +131,50 @@ def test_resume_refuses_another_run(folder, tmp_path):
     train(folder, tmp_path / "run")
     with pytest.raises(SystemExit, match=r"holds another run: --arms was \['pspl'\] and is now \('plain',\)"):
         train(folder, tmp_path / "run", "--arms", "plain")
+
+
+@pytest.mark.parametrize("option", ["--data", "--validate"])
+def test_resume_refuses_other_images(folder, tmp_path, option, monkeypatch):
+    """Folders of the same name; and the same folder by another path continues."""
+    mine, other = dataset(tmp_path / "mine" / "images"), dataset(tmp_path / "other" / "images")
+    train(folder, tmp_path / "run", option, str(mine))
+    with pytest.raises(SystemExit, match=rf"holds another run: {option} was {mine} and is now {other}"):
+        train(folder, tmp_path / "run", option, str(other))
+    monkeypatch.chdir(tmp_path / "mine")
+    assert train(folder, tmp_path / "run", option, "images") == 0
+
+
+def test_a_run_without_the_newer_settings_continues(folder, tmp_path):
+    out = tmp_path / "run"
+    train(folder, out)
+    state = load_checkpoint(out / CHECKPOINT)
+    for name in ("clip", "pretrained"):
+        del state["settings"][name]
+    torch.save(state, out / CHECKPOINT)
+    assert train(folder, out) == 0
+    with pytest.raises(SystemExit, match=r"--clip was None and is now 1\.0"):
+        train(folder, out, "--clip", "1")
+
+
+def test_full_disk_keeps_the_checkpoint(folder, tmp_path, file_size_limit):
+    """A checkpoint is written beside its place, which it takes when it is whole; the failure is a sentence."""
+    out = tmp_path / "run"
+    options = ["--iterations", "4", "--validate-every", "2"]
+    settings = settings_of(*arguments(folder, out, *options)[6:], "--data", str(folder))
+    Run(settings, make_fabric(settings, "cpu", 1), out).train(until=2)
+    size = (out / CHECKPOINT).stat().st_size
+    file_size_limit(size // 2)
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt can't be written: File too large"):
+        train(folder, out, *options)
+    assert load_checkpoint(out / CHECKPOINT)["iteration"] == 2
+    assert not list(out.glob("*.part"))
+
+
+def test_checkpoint_does_not_pass_through_the_temporary_folder(folder, tmp_path, monkeypatch):
+    """Which may be another file system, from where a file is copied: neither at once nor whole."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert train(folder, tmp_path / "run") == 0
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["iteration"] == 2
 
 
 def test_interrupt_keeps_the_last_validation(folder, tmp_path):
@@ -239,6 +284,86 @@ def test_compile(folder, tmp_path):
         assert float(found["l1"]) == pytest.approx(float(expected["l1"]), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices", "-1"], "-1 is not an integer of at least 1"),
+        (["--devices", "0"], "0 is not an integer of at least 1"),
+        (["--seed", "18446744073709551616"], "is not an integer of at least 0 and at most 18446744073709551615"),
+        (["--iterations", "1e3"], "1e3 is not an integer of at least 1"),
+        (["--lr", "fast"], "fast is not a number above 0"),
+        (["--lr", "nan"], "nan is not a number above 0"),
+        (["--clip", "0"], "0 is not a number above 0"),
+        (["--device", "foo"], "invalid choice: 'foo'"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(folder, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        train(folder, tmp_path / "run", *options)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_largest_seed(folder, tmp_path):
+    assert train(folder, tmp_path / "run", "--seed", str(2**64 - 1)) == 0
+
+
+def test_out_that_is_a_file_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(SystemExit, match=r"--out .*file.* can't be written to \(.*expected a folder"):
+            train(folder, out)
+
+
+def test_warmup(folder, tmp_path):
+    """The plain loss; its rate rises over a half of the run to --lr."""
+    train(folder, tmp_path / "run", "--arms", "plain", "warmup:1/2", "--iterations", "8", "--halve-every", "7")
+    logged = rows(tmp_path / "run")
+    assert [float(row["lr"]) / 1e-4 for row in logged[1::2]] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5])
+    assert {float(row["lr"]) for row in logged[::2]} == {1e-4, 5e-5}
+    assert logged[0]["loss"] == logged[1]["loss"]
+    assert logged[2]["loss"] != logged[3]["loss"]
+
+
+def test_clip(folder, tmp_path):
+    """SGD's first step is no longer than the rate times the norm; a norm that no gradient has changes nothing."""
+    sgd = ["--optimizer", "sgd", "--iterations", "1", "--lr", "0.5"]
+    for name, clip in (("free", []), ("long", ["--clip", "1e6"]), ("short", ["--clip", "0.001"])):
+        train(folder, tmp_path / name, *sgd, *clip)
+    weights = {
+        name: load_checkpoint(tmp_path / name / CHECKPOINT)["networks"]["pspl"] for name in ("free", "long", "short")
+    }
+    assert_same(weights["long"], weights["free"])
+    torch.manual_seed(0)
+    start = build("srcnn", 2).state_dict()
+    moved = {
+        name: torch.cat([(weight - start[key]).flatten() for key, weight in mine.items()]).norm().item()
+        for name, mine in weights.items()
+    }
+    # Differences of weights of order 0.1 in float32.
+    assert moved["short"] == pytest.approx(0.5 * 0.001, rel=1e-2)
+    assert moved["free"] > 10 * moved["short"]
+
+
+def test_pretrained(folder, tmp_path):
+    """A run that begins with the weights of another's arm."""
+    train(folder, tmp_path / "first", "--arms", "plain", "pspl")
+    options = ["--pretrained", str(tmp_path / "first"), "plain"]
+    settings = settings_of("--data", str(folder), "--scale", "2", "--patch", "16", *options)
+    run = Run(settings, make_fabric(settings, "cpu", 1), tmp_path / "second")
+    weights = load_checkpoint(tmp_path / "first" / CHECKPOINT)["networks"]["plain"]
+    assert_same(dict(run.trained["pspl"].network.state_dict()), dict(weights))
+    for options, message in (
+        (["--pretrained", str(tmp_path / "first"), "scale"], "expected one of its arms, plain, pspl"),
+        (
+            ["--pretrained", str(tmp_path / "first"), "plain", "--model", "vdsr"],
+            "is a run of --model srcnn; expected vdsr",
+        ),
+        (["--pretrained", str(tmp_path / "none"), "plain"], "does not exist"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train(folder, tmp_path / "third", *options)
+
+
 def test_workers_change_nothing(folder, tmp_path):
     train(folder, tmp_path / "alone")
     train(folder, tmp_path / "workers", "--workers", "2")
@@ -253,6 +378,10 @@ def test_workers_change_nothing(folder, tmp_path):
         (["--arms", "pspl:0"], "'pspl:0' is no loss; expected"),
         (["--arms", "l1"], "'l1' is no loss; expected"),
         (["--arms", "plain:1"], "'plain:1' is no loss; expected"),
+        (["--arms", "warmup:1/3:1"], "'warmup:1/3:1' is no loss; expected"),
+        (["--arms", "pspl:1/3:-1"], "'pspl:1/3:-1' is no loss; expected"),
+        (["--arms", "pspl:1/3:nan"], "'pspl:1/3:nan' is no loss; expected"),
+        (["--arms", "pspl:1/3:1:1"], "'pspl:1/3:1:1' is no loss; expected"),
         (["--arms", "pspl:1/3", "pspl:2/6"], "expected different ones"),
     ],
 )
@@ -271,10 +400,11 @@ def test_missing_device_is_named(folder, tmp_path):
 
 
 def test_schedules():
-    """The paper's 300 steps in a run; a span ends at the step from which attention is uniform to 1 %."""
-    assert Arm.parse("pspl").step(300, 300) == 300
+    """The paper's 300 steps in a run; a span ends at the delta from which attention is uniform to 1 %."""
+    assert Arm.parse("pspl").delta(300, 300) == 300
     assert Arm.parse("pspl:1/3") == Arm("pspl", Fraction(1, 3))
-    assert Arm.parse("pspl:1/3").step(100, 300) == 20
+    assert Arm.parse("pspl:1/3").delta(100, 300) == 20
+    assert Arm.parse("pspl:1/3:0.8").delta(100, 300) == 20.8
     lowest, highest = attention_map(*(torch.tensor([1.0, x]).repeat(1, 1, 12, 6) for x in (0.0, 1.0)), 20.0).aminmax()
     assert 1 <= highest / lowest <= 1.011
 
@@ -285,7 +415,7 @@ def test_total_iterations_is_the_schedule_over_a_third(total):
     loss = PSPLLoss(total_iterations=total)
     for iteration in (1, total // 3, total - 1, total, 2 * total):
         loss.iteration = iteration
-        assert loss.step == pytest.approx(Arm.parse("pspl:1/3").step(iteration, total), rel=1e-15)
+        assert loss.delta == pytest.approx(Arm.parse("pspl:1/3").delta(iteration, total), rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", list(PLAIN))
@@ -310,6 +440,19 @@ def test_controls_take_pspl_apart(distance):
         torch.testing.assert_close(gradients[scaled], factor * gradients[original])
     cosine = torch.nn.functional.cosine_similarity(gradients["pspl:1"], gradients["plain"], dim=0)
     assert cosine < 0.99, "attention changes nothing here, so this test says nothing"
+
+
+def test_a_start_by_similarity_gives_the_mean_half_the_peak():
+    """Where every pixel has the same similarity, all weights are 1 of 2 until the schedule is beyond; then they follow it."""
+    hr, sr = torch.full((1, 1, 16, 16), 0.8), torch.full((1, 1, 16, 16), 0.5)
+    criterion = Criterion(Arm.parse("pspl:1:similarity"), "l1", iterations=20)
+    early, late = (criterion(sr, hr, iteration)[1] for iteration in (1, 20))
+    similarity = (2 * 0.8 * 0.5 + 1e-4) / (0.8**2 + 0.5**2 + 1e-4)
+    assert early[5].item() == pytest.approx(
+        (similarity + 1) / math.log(2) ** 0.5, rel=0.05
+    )  # zero padding at the border
+    assert early[4].item() == pytest.approx(1, abs=0.05)
+    assert late[5].item() == 20
 
 
 # Several processes
@@ -338,7 +481,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
     n = 4 * 16 * 16
     tolerance = n * 2**-24
     for joint, shared in zip(rows(one), rows(two), strict=True):
-        assert shared["step"] == joint["step"]
+        assert shared["delta"] == joint["delta"]
         assert shared["lr"] == joint["lr"]
         for name in ("loss", "l1", "similarity", "attention", "validation_psnr"):
             if joint[name]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import train_sr
-from networks import bicubic
+from training.resize import resize
 from training.settings import add_options, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +55,9 @@ def dataset(folder: Path, count: int = 3, size: tuple[int, int] = (36, 41)) -> P
 
 
 def shrunken(image: np.ndarray, scale: int) -> np.ndarray:
-    """LR straight from torch, cropped to a multiple of the scale."""
-    height, width = (size // scale * scale for size in image.shape[:2])
-    hr = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None].float()
-    return bicubic.shrink(hr, scale)[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    """LR, cropped to a multiple of the scale."""
+    height, width = (size // scale for size in image.shape[:2])
+    return resize(image[: height * scale, : width * scale], height, width)
 
 
 def arguments(data: Path, out: Path, *options: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pspl_cuda
+from helpers.images import save_deep_rgb
 from pspl_cuda import __main__ as self_check
 
 
@@ -97,6 +98,10 @@ def test_runs_with_torch_alone(tmp_path, capsys, monkeypatch):
         self_check.main(["--image", "photo.png"])
 
 
+def image_module():
+    return pytest.importorskip("PIL.Image", reason="comes with scikit-image")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -109,6 +114,9 @@ def test_runs_with_torch_alone(tmp_path, capsys, monkeypatch):
             lambda io, path: io.imsave(path, torch.zeros(20, 300, 3, dtype=torch.uint8).numpy(), check_contrast=False),
             "at least 192x192",
         ),
+        # skimage reads both as arrays of uint8 with three or four channels.
+        (lambda io, path: save_deep_rgb(path, 300, 300), "8-bit RGB, not CMYK or 16-bit"),
+        (lambda io, path: image_module().new("CMYK", (300, 300)).save(path, "tiff"), "8-bit RGB, not CMYK or 16-bit"),
     ],
 )
 def test_bad_image_is_named(io, tmp_path, make, message):
