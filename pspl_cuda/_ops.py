@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _library, _torch
 from .config import OUTPUTS, compute_dtype
 
 DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
@@ -38,6 +38,9 @@ DEFINITIONS.define(
 DEFINITIONS.define(
     "backward_(Tensor(a!) saved_gradient, Tensor grad_output, float factor) -> ()", tags=torch.Tag.pt2_compliant_tag
 )
+# What a call of PSPLLoss adds to its count: 1, or 0 while a backward pass runs, as a tensor like ``calls``. Compiled code asks
+# for it when it runs, not when it is traced.
+DEFINITIONS.define("increment(Tensor calls) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 # The instruction set that the CPU kernels use: "avx512", "avx2" or "baseline".
 DEFINITIONS.define("cpu_instruction_set() -> str")
 
@@ -61,6 +64,17 @@ class Arguments(NamedTuple):
 forward = torch.ops.pspl_cuda.forward.default
 backward = torch.ops.pspl_cuda.backward.default
 backward_ = torch.ops.pspl_cuda.backward_.default
+increment = torch.ops.pspl_cuda.increment.default
+
+
+@torch.library.impl(DEFINITIONS, "increment", "CompositeExplicitAutograd")
+def _increment(calls: Tensor) -> Tensor:
+    return torch.full_like(calls, 0 if _torch.in_backward() else 1)
+
+
+@torch.library.register_fake("pspl_cuda::increment")
+def _increment_fake(calls: Tensor) -> Tensor:
+    return torch.empty_like(calls)
 
 
 @torch.library.register_fake("pspl_cuda::forward")

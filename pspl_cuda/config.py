@@ -23,6 +23,8 @@ REDUCTIONS = ("mean", "sum", "none")
 OUTPUTS = (*REDUCTIONS, "similarity", "attention")
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
+# The largest count: far beyond any training, and exact in float64.
+MAX_COUNT = 2**53
 # kMaxRadius of csrc/pspl_params.h, as a window.
 MAX_WINDOW_SIZE = 511
 MAX_FLOAT = sys.float_info.max
@@ -86,6 +88,14 @@ def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: floa
         return float(value)
     bound = f" above {above:g}" if above > -MAX_FLOAT else f" of at least {least:g}" if least > -MAX_FLOAT else ""
     raise refusal(name, value, (int, float), f"a finite number{bound}")
+
+
+def check_count(name: str, value: Any, *, least: int, most: int = MAX_COUNT) -> int:
+    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
+    if is_a(value, int) and least <= value <= most:
+        return value
+    too_large = is_a(value, int) and value > most
+    raise refusal(name, value, int, f"an integer {f'from {least} to {most}' if too_large else f'of at least {least}'}")
 
 
 def check_flag(name: str, value: Any) -> bool:

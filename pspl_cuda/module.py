@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
-import warnings
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,29 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _library
-from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_scalar, is_a, refusal
+from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_scalar
 from .functional import loss as functional_loss
 from .functional import unavailable_reason
+from .schedule import Schedule
 from .stats import PSPLStats
-
-AUTHORS_ITERATIONS_PER_STEP = 1000
-# Attention is uniform to 1 % from step 20 on, with the default alpha, beta and mu. 60 steps in a run reach it after a third.
-STEPS_OF_A_RUN = 60
-# The largest count: far beyond any training, and exact in float64.
-MAX_COUNT = 2**53
-
-
-def check_count(name: str, value: Any, *, least: int, most: int = MAX_COUNT) -> int:
-    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
-    if is_a(value, int) and least <= value <= most:
-        return value
-    too_large = is_a(value, int) and value > most
-    raise refusal(name, value, int, f"an integer {f'from {least} to {most}' if too_large else f'of at least {least}'}")
-
-
-def _int64_tensor(*values: int) -> Tensor:
-    """A one-dimensional CPU tensor. It holds data inside FakeTensorMode as well."""
-    return torch.frombuffer(bytearray(struct.pack(f"={len(values)}q", *values)), dtype=torch.int64)
 
 
 class _Constant:
@@ -48,6 +28,20 @@ class _Constant:
 
     def __set__(self, module: PSPLLoss, value: Any) -> None:
         module.config = check_config(module.config._replace(**{self.name: value}))
+
+
+class _OfSchedule:
+    """An attribute of PSPLLoss that its schedule has, with its checks."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = getattr(Schedule, name).__doc__
+
+    def __get__(self, module: PSPLLoss | None, owner: type | None = None) -> Any:
+        return self if module is None else getattr(module.schedule, self.name)
+
+    def __set__(self, module: PSPLLoss, value: Any) -> None:
+        setattr(module.schedule, self.name, value)
 
 
 class PSPLLoss(nn.Module):
@@ -94,6 +88,8 @@ class PSPLLoss(nn.Module):
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
     distance, eps, reduction = _Constant(), _Constant(), _Constant()
     data_range, window_size, sigma, k1, k2, padding = (_Constant() for _ in range(6))
+    iteration, calls_per_iteration = _OfSchedule(), _OfSchedule()
+    total_iterations, iterations_per_step = _OfSchedule(), _OfSchedule()
 
     def __init__(
         self,
@@ -129,87 +125,27 @@ class PSPLLoss(nn.Module):
             raise RuntimeError(f"backend is {backend!r}, but {reason}")
         self.return_stats = check_flag("return_stats", return_stats)
         self.loss_weight = check_scalar("loss_weight", loss_weight)
-        if total_iterations is None:
-            self.iterations_per_step = (
-                AUTHORS_ITERATIONS_PER_STEP if iterations_per_step is None else iterations_per_step
-            )
-        else:
-            self.total_iterations = total_iterations
-            if iterations_per_step is not None:
-                raise ValueError(
-                    f"total_iterations is {total_iterations} and iterations_per_step was given; expected one of them. "
-                    f"total_iterations sets iterations_per_step to total_iterations / {STEPS_OF_A_RUN}."
-                )
-        self._calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
-        self.capturable = check_flag("capturable", capturable)
-        # [1]. A tensor, because torch.compile treats a module's integers as constants and would compile again at every call.
-        self._calls = _int64_tensor(0)
-        self.iteration = start_iteration
+        self.schedule = Schedule(
+            total_iterations=total_iterations,
+            iterations_per_step=iterations_per_step,
+            calls_per_iteration=calls_per_iteration,
+            start_iteration=start_iteration,
+            capturable=capturable,
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._calls = _int64_tensor(self._read_calls())  # copy.copy() would share the memory
-
-    # Eager code reads and writes the memory of a count on the CPU: a tensor operation would be subject to ambient modes
-    # (FakeTensorMode, torch.func).
-
-    def _read_calls(self) -> int:
-        if self._calls.device.type == "cpu":
-            return ctypes.c_int64.from_address(self._calls.data_ptr()).value
-        return int(self._calls)
-
-    def _write_calls(self, calls: int) -> None:
-        if self._calls.device.type == "cpu":
-            ctypes.c_int64.from_address(self._calls.data_ptr()).value = calls
-        else:
-            self._calls.fill_(calls)  # in place, because a captured graph uses this memory
+        self.schedule = copy.copy(self.schedule)  # copy.copy() of the module would share it
 
     @property
-    def iteration(self) -> int:
-        """Iterations begun so far. After ``loss.iteration = n`` the next training call is iteration n + 1."""
-        return -(-self._read_calls() // self.calls_per_iteration)
-
-    @iteration.setter
-    def iteration(self, value: int) -> None:
-        most = MAX_COUNT // self.calls_per_iteration
-        self._write_calls(check_count("iteration", value, least=0, most=most) * self.calls_per_iteration)
-
-    @property
-    def calls_per_iteration(self) -> int:
-        """Calls that make one iteration. Settable: the iteration stays, and the next training call begins another one."""
-        return self._calls_per_iteration
-
-    @calls_per_iteration.setter
-    def calls_per_iteration(self, value: int) -> None:
-        value = check_count("calls_per_iteration", value, least=1)
-        iteration = check_count("iteration", self.iteration, least=0, most=MAX_COUNT // value)
-        self._calls_per_iteration = value
-        self.iteration = iteration
-
-    @property
-    def iterations_per_step(self) -> float:
-        """Iterations that make one unit of Eq. 8's step. Settable: ``total_iterations`` becomes None."""
-        return self._iterations_per_step
-
-    @iterations_per_step.setter
-    def iterations_per_step(self, value: float) -> None:
-        self._iterations_per_step = check_scalar("iterations_per_step", value, above=0)
-        self._total_iterations: int | None = None
-
-    @property
-    def total_iterations(self) -> int | None:
-        """Length of the run that the schedule was made for, or None. Settable: ``iterations_per_step`` follows."""
-        return self._total_iterations
-
-    @total_iterations.setter
-    def total_iterations(self, value: int) -> None:
-        self.iterations_per_step = check_count("total_iterations", value, least=1) / STEPS_OF_A_RUN
-        self._total_iterations = value
+    def capturable(self) -> bool:
+        """Whether the count moves to the images' device."""
+        return self.schedule.capturable
 
     @property
     def step(self) -> float:
         """Eq. 8's step at the current iteration."""
-        return self.iteration / self.iterations_per_step
+        return self.schedule.step
 
     @property
     def delta(self) -> float:
@@ -233,43 +169,23 @@ class PSPLLoss(nn.Module):
                     "step, or construct PSPLLoss without total_iterations."
                 )
             return self._loss(sr, hr, step)
-        advance = 1 if self.training else 0
-        if self.capturable:
-            self._move_calls(sr)
-        if self.capturable or torch.compiler.is_compiling():
-            calls = self._calls + advance
-            iteration = -(-calls.reshape(()) // self.calls_per_iteration)
-            result = self._loss(sr, hr, iteration.to(torch.float64) / self.iterations_per_step)
-            # In place: an assignment would leave what an ambient mode makes of a tensor. An exported program does not count.
-            if advance and (self.capturable or not torch.compiler.is_exporting()):
-                self._calls.add_(advance)
-            return result
-        count = self._read_calls() + advance
-        result = self._loss(sr, hr, -(-count // self.calls_per_iteration) / self.iterations_per_step)
-        self._write_calls(count)
+        if self.schedule.capturable:
+            self.schedule.move_to(sr[0] if isinstance(sr, (list, tuple)) and sr else sr)
+        calls = self.schedule.calls_with_next(self.training)
+        result = self._loss(sr, hr, self.schedule.step_of(calls))
+        if self.training:
+            self.schedule.record(calls)
         return result
-
-    def _move_calls(self, sr: Tensor | Sequence[Tensor]) -> None:
-        image = sr[0] if isinstance(sr, (list, tuple)) and sr else sr
-        if not isinstance(image, Tensor) or image.device == self._calls.device:
-            return
-        if torch.compiler.is_compiling():
-            self._calls = self._calls.to(image.device)
-            return
-        if image.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"PSPLLoss(capturable=True) has its count on {self._calls.device}, but a CUDA graph is being captured on "
-                f"{image.device}. Call the module once on images of that device before the capture, as a warm-up."
-            )
-        self.to(image.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PSPLLoss:
         super()._apply(fn, recurse)
-        if self.capturable:
-            self._calls = fn(self._calls)
-            # Inductor's CUDA graphs accept an input that is changed in place only if its address is fixed.
-            torch._dynamo.mark_static_address(self._calls)
+        self.schedule.to(fn(torch.empty(0, device="cpu")).device)
         return self
+
+    def _replicate_for_data_parallel(self) -> PSPLLoss:
+        replica = super()._replicate_for_data_parallel()
+        replica.schedule = self.schedule.replica()
+        return replica
 
     @property
     def _applied_weight(self) -> float:
@@ -296,54 +212,12 @@ class PSPLLoss(nn.Module):
         return sum(terms)
 
     def get_extra_state(self) -> Tensor:
-        """``[iteration, calls made in it, calls_per_iteration]``, and ``total_iterations`` if there is one; int64. A tensor,
-        because frameworks move a state dict's values to the CPU."""
-        started = max(self.iteration - 1, 0) * self.calls_per_iteration
-        total = [] if self.total_iterations is None else [self.total_iterations]
-        return _int64_tensor(self.iteration, self._read_calls() - started, self.calls_per_iteration, *total)
+        """The state of the schedule: four int64 numbers."""
+        return self.schedule.get_state()
 
     def set_extra_state(self, state: Any) -> None:
-        """Continue after the saved iteration, also with another ``calls_per_iteration``.
-
-        The schedule stays this module's. With another ``total_iterations`` than the saved one the step changes at once, which a
-        warning tells.
-        """
-        integers = isinstance(state, Tensor) and not (
-            state.is_floating_point() or state.is_complex() or state.dtype == torch.bool or state.is_meta
-        )
-        values = state.reshape(-1).tolist() if integers else []
-        saved_total = values[3] if len(values) == 4 else None
-        if len(values) == 1:  # written by 0.1.0: the number of calls
-            self._write_calls(check_count("the saved count of calls", values[0], least=0))
-        elif len(values) not in (3, 4) or (saved_total is not None and saved_total < 1):
-            raise self._malformed(state)
-        else:
-            iteration, calls, per_iteration = values[:3]
-            if not (0 <= calls <= per_iteration and (calls == 0) == (iteration == 0)):
-                raise self._malformed(state)
-            self.iteration = iteration
-            if iteration > 0 and per_iteration == self.calls_per_iteration:
-                self._write_calls(self._read_calls() - (per_iteration - calls))
-        if saved_total != self.total_iterations:
-            described = [
-                "no total_iterations" if t is None else f"total_iterations={t}"
-                for t in (saved_total, self.total_iterations)
-            ]
-            warnings.warn(
-                f"The saved PSPLLoss has {described[0]}, and this one has {described[1]}: at iteration {self.iteration} its step "
-                f"is now {self.step:g}. To go on as before, pass the saved run's total_iterations= or iterations_per_step=.",
-                stacklevel=2,
-            )
-
-    @staticmethod
-    def _malformed(state: Any) -> ValueError:
-        described = type(state).__name__
-        if isinstance(state, Tensor):
-            described = repr(state) if state.numel() <= 4 else f"a tensor of shape {tuple(state.shape)}"
-        return ValueError(
-            f"The saved state of PSPLLoss is {described}; expected the int64 tensor that its state_dict() holds under "
-            "'_extra_state'. Remove that key from the checkpoint and pass start_iteration instead."
-        )
+        """Continue after the saved iteration; see :meth:`Schedule.set_state`."""
+        self.schedule.set_state(state)
 
     def _load_from_state_dict(
         self,

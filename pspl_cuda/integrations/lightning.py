@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..module import PSPLLoss, check_count
+from .. import PSPLLoss
+from ..config import check_count
 from ._plugin import losses_of_training, needs, set_iteration
 
 with needs("Lightning", "pip install lightning"):

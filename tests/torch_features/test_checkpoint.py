@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from helpers.cases import distinct_pair, leaf_copy
 from pspl_cuda import PSPLLoss
@@ -48,17 +48,54 @@ def test_checkpointed_network(backend, use_reentrant):
     assert_equal(*results)
 
 
-@pytest.mark.parametrize(
-    ("use_reentrant", "step", "iteration"), [(False, None, 1), (True, None, 2), (True, 0.001, 0), (False, 0.001, 0)]
-)
-def test_checkpointed_loss(backend, use_reentrant, step, iteration):
-    """A reentrant checkpoint of the module itself counts again in backward (docs/definition.md), unless step is passed."""
-    if backend.name == "emulated":
-        pytest.skip("PSPLLoss runs on the package's own backends")
-    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
-    criterion = PSPLLoss(backend=backend.name)
-    checkpoint(criterion, leaf_copy(sr), hr, step, use_reentrant=use_reentrant).backward()
-    assert criterion.iteration == iteration
+CHECKPOINTS = {
+    "reentrant": {"use_reentrant": True},
+    "not reentrant": {"use_reentrant": False},
+    "to the end": {"use_reentrant": False, "early_stop": False},
+}
+
+
+@pytest.mark.parametrize("compiled", [False, "the loss", "the checkpoint"])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("calls_per_iteration", [1, 2])
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpointed_module(dispatched, kind, calls_per_iteration, capturable, compiled):
+    """Loss and gradient are those of one step, and the recomputation in backward does not count."""
+    if compiled == "the checkpoint" and kind != "not reentrant":
+        pytest.skip("torch.compile traces no other kind of checkpoint")
+    keywords = {"iterations_per_step": 2, "calls_per_iteration": calls_per_iteration, "backend": dispatched.name}
+    criterion, plain = PSPLLoss(**keywords, capturable=capturable), PSPLLoss(**keywords)
+    torch._dynamo.reset()
+    called = torch.compile(criterion, backend="aot_eager", fullgraph=True) if compiled == "the loss" else criterion
+    options = {name: value for name, value in CHECKPOINTS[kind].items() if name != "early_stop"}
+
+    def run(sr, hr):
+        return checkpoint(called, sr, hr, **options)
+
+    if compiled == "the checkpoint":
+        run = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for call in range(4):
+        images = distinct_pair((1, 3, 9, 10), torch.float32, dispatched.device)
+        some, others = leaf_copy(images[0]), leaf_copy(images[0])
+        with set_checkpoint_early_stop(CHECKPOINTS[kind].get("early_stop", True)):
+            loss = run(some, images[1])
+        expected = plain(others, images[1])
+        # The compiled step is delta, with a rounding of its own.
+        torch.testing.assert_close(loss, expected, rtol=2e-6 if compiled else 0, atol=0)
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(some.grad, others.grad, rtol=1e-5 if compiled else 0, atol=0)
+        assert criterion.iteration == plain.iteration == call // calls_per_iteration + 1
+    torch._dynamo.reset()
+
+
+def test_checkpointed_module_with_step(dispatched):
+    """An explicit step is that of the recomputation, too."""
+    sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, dispatched.device)
+    criterion = PSPLLoss(backend=dispatched.name)
+    for use_reentrant in (False, True):
+        checkpoint(criterion, leaf_copy(sr), hr, 0.001, use_reentrant=use_reentrant).backward()
+    assert criterion.iteration == 0
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from multiprocessing.pool import ThreadPool
+
 import pytest
 import torch
+from torch.distributed import checkpoint
 
 from helpers import ddp_worker, training_worker
 from pspl_cuda import PSPLLoss
@@ -77,3 +80,62 @@ def test_distributed_data_parallel(tmp_path):
                     torch.testing.assert_close(got[name], wanted[name], rtol=1e-5, atol=1e-6)
         assert rank["resumed"] == 3
         assert rank["buffers"] == 0
+
+
+def _threads(replicas, images):
+    """What nn.DataParallel does with replicas, without GPUs."""
+    with ThreadPool(len(replicas)) as pool:
+        return pool.starmap(lambda replica, sr, hr: replica(sr, hr), [(r, *images) for r in replicas])
+
+
+@pytest.mark.parametrize("calls_per_iteration", [1, 2])
+def test_data_parallel(calls_per_iteration):
+    """Each batch has replicas of its own. They are at one step, and the batch counts once."""
+    images = torch.rand(2, 1, 3, 8, 8)
+    loss = PSPLLoss(iterations_per_step=2, calls_per_iteration=calls_per_iteration)
+    expected = PSPLLoss(iterations_per_step=2, calls_per_iteration=calls_per_iteration)
+    for batch in range(1, 6):
+        values = _threads([loss._replicate_for_data_parallel() for _ in range(4)], images)
+        assert values == 4 * [expected(*images)]
+        assert loss.iteration == -(-batch // calls_per_iteration)
+
+
+def test_data_parallel_of_a_capturable_module():
+    with pytest.raises(RuntimeError, match="DataParallel"):
+        PSPLLoss(capturable=True)._replicate_for_data_parallel()
+
+
+SAVED_AND_LOADED = [
+    ({}, {}),
+    ({"total_iterations": 600}, {"total_iterations": 600}),
+    ({"total_iterations": 600}, {}),
+    ({}, {"total_iterations": 600}),
+]
+
+
+def _model(**keywords):
+    return torch.nn.ModuleDict({"network": torch.nn.Conv2d(3, 3, 1), "criterion": PSPLLoss(**keywords)})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed:UserWarning", "ignore:The saved PSPLLoss has:UserWarning")
+@pytest.mark.parametrize(("saved", "loaded"), SAVED_AND_LOADED, ids=str)
+def test_distributed_checkpoint(saved, loaded, tmp_path):
+    """It loads into the tensors of the new model, so their sizes must be those of the old one."""
+    model, other = _model(**saved, start_iteration=41), _model(**loaded)
+    checkpoint.save(model.state_dict(), checkpoint_id=tmp_path)
+    state = other.state_dict()
+    checkpoint.load(state, checkpoint_id=tmp_path)
+    other.load_state_dict(state)
+    assert other["criterion"].iteration == 41
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed:UserWarning")
+def test_distributed_checkpoint_without_the_loss(tmp_path):
+    """From before the loss was used: allow_partial_load leaves the count alone (docs/frameworks.md)."""
+    model, other = _model(), _model(start_iteration=7)
+    checkpoint.save({"network.weight": model["network"].weight}, checkpoint_id=tmp_path)
+    state = other.state_dict()
+    checkpoint.load(state, checkpoint_id=tmp_path, planner=checkpoint.DefaultLoadPlanner(allow_partial_load=True))
+    other.load_state_dict(state)
+    assert torch.equal(other["network"].weight, model["network"].weight)
+    assert other["criterion"].iteration == 7
