@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
 from pspl_cuda import PSPLLoss, _library
+from pspl_cuda.schedule import Schedule
 
 
 @pytest.fixture
