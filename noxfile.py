@@ -62,7 +62,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def deep(session: nox.Session) -> None:
-    """The tests that pytest leaves out: sanitizers, planted bugs, all CUDA architectures, long fuzzing."""
+    """The tests that pytest leaves out: sanitizers, planted bugs, all CUDA architectures."""
     install_package(session, "test")
     session.install(*DEEP_TOOLS)
     session.run("pytest", "-m", "deep", *session.posargs)

@@ -19,20 +19,23 @@ The decisions are printed (pip shows them with -v) and recorded in pspl_cuda/_bu
 import json
 import os
 import platform
+import runpy
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 
-from compilers import compile_flags
+from compilers import compile_flags, cxx_compiler, program_and_options
 from decisions import decide
 from installed_torch import MIN_TORCH, find_torch
 
 ROOT = Path(__file__).parent
+fingerprint = runpy.run_path(str(ROOT / "pspl_cuda" / "_sources.py"))["fingerprint"]
 TORCH = find_torch()
 if TORCH is not None:
     from torch.utils import cpp_extension
@@ -44,7 +47,6 @@ INSTRUCTION_SETS = {
 }
 # The stable ABI then has nothing that this torch lacks.
 TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-FLAGS = {kind: [*flags, TARGET] for kind, flags in compile_flags().items()}
 
 
 def sources(*patterns: str) -> list[str]:
@@ -52,14 +54,25 @@ def sources(*patterns: str) -> list[str]:
 
 
 # Without torch, setuptools' build_ext: enough for metadata and source distributions.
-class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
-    """Decides what to build, compiles the files of INSTRUCTION_SETS with their flags, and records the decisions."""
+Base = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True) if TORCH is not None else build_ext
+
+
+class Build(Base):
+    """Decides what to build, compiles the sources that need other flags or another compiler, and records the decisions."""
 
     def run(self):
         decision = decide(TORCH)
         cpu, cuda = self.extensions
+        flags = {kind: [*flags, TARGET] for kind, flags in compile_flags().items()}
+        link_flags = cxx_compiler()[1:]
+        for name in ("CXX", "CC"):
+            program, _ = program_and_options(name)  # its options are in the flags
+            if program is not None:
+                os.environ[name] = program
+        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # the compiler has passed the trials of decide()
         if decision.why_no_cpu is None:
-            self._complete(cpu, cpp_extension.CppExtension, extra_compile_args={"cxx": FLAGS["cxx"]})
+            arguments = {"extra_compile_args": {"cxx": flags["cxx"]}, "extra_link_args": link_flags}
+            self._complete(cpu, cpp_extension.CppExtension, **arguments)
         else:
             self._leave_out(cpu)
         if decision.why_no_cuda is None:
@@ -67,24 +80,28 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
             self._complete(
                 cuda,
                 cpp_extension.CUDAExtension,
-                extra_compile_args={kind: [*flags, "-DUSE_CUDA"] for kind, flags in FLAGS.items()},
+                extra_compile_args={kind: [*flags, "-DUSE_CUDA"] for kind, flags in flags.items()},
+                extra_link_args=link_flags,
                 include_dirs=decision.toolkit.include_dirs,
                 library_dirs=decision.toolkit.library_dirs,
             )
             # With a runtime of its own the library serves a torch of any CUDA version: streams and pointers are the driver's.
             cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
             cuda.libraries += ["rt", "dl", "pthread"] if os.name != "nt" else []
-            cpp_extension._check_cuda_version = lambda *_: None  # torch's refusal of an nvcc of another version
         else:
             self._leave_out(cuda)
         super().run()
         package = Path(self.get_ext_fullpath(cpu.name)).parent
         package.mkdir(parents=True, exist_ok=True)
-        (package / "_build.json").write_text(json.dumps(decision.record(TORCH), indent=2) + "\n")
+        record = decision.record(TORCH)
+        for library in ("_cpu", "_cuda"):
+            record[library]["sources"] = fingerprint(ROOT / "csrc", library)
+        (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def _complete(self, extension, kind, **arguments):
         """Add to ``extension`` what torch's ``kind`` of extension has."""
-        made = kind(extension.name, extension.sources, depends=extension.depends, py_limited_api=True, **arguments)
+        made = kind(extension.name, extension.sources, depends=extension.depends, **arguments)
+        made.libraries.remove("torch_python")  # the libraries use nothing of Python
         vars(extension).update(vars(made))
 
     def get_export_symbols(self, extension):
@@ -99,7 +116,12 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
     def build_extension(self, extension):
         kind = extension.name.rsplit("_", 1)[1].upper()
         try:
-            self._compile_special(extension)
+            if kind == "CUDA":
+                self._compile(extension, sources("csrc/cuda/**/*.cu"), extension.extra_compile_args)
+            else:
+                for source, flags in INSTRUCTION_SETS.items():
+                    flags = flags if platform.machine().lower() in ("x86_64", "amd64") else []
+                    self._compile(extension, [source], [*extension.extra_compile_args["cxx"], *flags])
             super().build_extension(extension)
         except Exception as error:
             raise CompileError(
@@ -108,38 +130,35 @@ class Build(cpp_extension.BuildExtension if TORCH is not None else build_ext):
                 f"PSPL_{kind}=off installs without the {kind} kernels."
             ) from error
 
-    def _compile_special(self, extension):
-        special = [source for source in extension.sources if source in INSTRUCTION_SETS]
-        extension.sources = [source for source in extension.sources if source not in special]
-        for source in special:
-            flags = INSTRUCTION_SETS[source] if platform.machine().lower() in ("x86_64", "amd64") else []
-            extension.extra_objects += self.compiler.compile(
-                [source],
-                output_dir=str(Path(self.build_temp) / Path(source).stem),
-                include_dirs=extension.include_dirs,
-                extra_postargs=[*extension.extra_compile_args["cxx"], *flags],
-            )
+    def _compile(self, extension, files, flags):
+        """Compile ``files`` with ``flags`` in addition to the sources of ``extension``."""
+        extension.extra_objects += self.compiler.compile(
+            files,
+            output_dir=str(Path(self.build_temp) / Path(files[0]).stem),
+            include_dirs=extension.include_dirs,
+            extra_postargs=flags,
+        )
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: the libraries do not use its ABI."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
 
 
 HEADERS = sources("csrc/**/*.h", "csrc/**/*.cuh")
 
 setup(
-    # Names and sources; Build adds what depends on torch.
+    # Names and the sources that need nothing special; Build adds the others and what depends on torch. The CUDA sources are not
+    # listed, because torch refuses an extension that has some if nvcc's version is not its own.
     ext_modules=[
         Extension(
             "pspl_cuda._cpu",
-            sources("csrc/bindings/ops_cpu.cpp", "csrc/cpu/*.cpp"),
+            [file for file in sources("csrc/bindings/ops_cpu.cpp", "csrc/cpu/*.cpp") if file not in INSTRUCTION_SETS],
             depends=HEADERS,
-            py_limited_api=True,
         ),
-        Extension(
-            "pspl_cuda._cuda",
-            sources("csrc/bindings/ops_cuda.cpp", "csrc/cuda/**/*.cu"),
-            depends=HEADERS,
-            py_limited_api=True,
-        ),
+        Extension("pspl_cuda._cuda", ["csrc/bindings/ops_cuda.cpp"], depends=HEADERS),
     ],
-    cmdclass={"build_ext": Build},
-    # Python 3.10's stable ABI: one wheel for all later Pythons.
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )

@@ -49,13 +49,15 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=float, default=2.0, help="skip calls that take longer, in seconds (default: %(default)s)")
     add("--no-memory", action="store_true", help="do not measure the peak memory")
     add("--from", dest="source", type=Path, metavar="JSON", help="measure nothing; redraw tables and plots from a file")
-    add("--readme", type=Path, metavar="PAGE", help="with --from: also replace the tables of this page, README.md")
+    add("--readme", type=Path, metavar="PAGE", help="with --from: also replace the table of this page, README.md")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 on success, 1 if an implementation of this package is wrong, 130 if interrupted."""
     options = parser().parse_args(arguments)
+    if options.readme is not None and options.source is None:
+        raise SystemExit("--readme needs --from: the file whose rows the page shows. Nothing was measured.")
     if options.source is not None:
         return _redraw(options.source, options.readme)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

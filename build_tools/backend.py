@@ -5,10 +5,16 @@ build that the kernels support and this machine has no toolkit for it.
 """
 
 import compilers
+import setuptools
 from decisions import switch, why_too_old
 from installed_torch import REQUIREMENT, Torch, find_torch, is_pip
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"setuptools is {setuptools.__version__}; pspl_cuda is built with setuptools 77 or later: pip install 'setuptools>=77'"
+    )
 
 # The parts of a toolkit that compile a kernel; cuda-toolkit makes their versions fit each other and torch's own parts.
 TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"

@@ -44,9 +44,51 @@ class Toolkit(NamedTuple):
     library_dirs: list[str]
 
 
+# Programs that call the compiler after them: CXX="ccache g++".
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")
+# Options that change the results of IEEE arithmetic, of g++, clang and nvcc. Linking with some of them makes the library set the
+# processor to flush subnormal numbers, for the whole process.
+INEXACT = re.compile(
+    r"-Ofast|-f(fast-math|unsafe-math-optimizations|associative-math|reciprocal-math|finite-math-only|no-signed-zeros"
+    r"|single-precision-constant|denormal-fp-math=.*|fp-model=(fast|aggressive))|-mdaz-ftz"
+    r"|--?use_fast_math|--?ftz=true|--?prec-(div|sqrt)=false"
+)
+FLAGS = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "LDCXXSHARED")
+NVCC_FLAGS = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+
+
+def clean_environment() -> list[str]:
+    """Take from the variables of compilers what can't serve here, and return what was changed in words.
+
+    An empty variable is one that is not set.
+    """
+    changes = []
+    for name in (*FLAGS, *NVCC_FLAGS):
+        words = os.environ.get(name, "").split()
+        kept = [word for word in words if not INEXACT.fullmatch(word)]
+        if kept != words:
+            left_out = " ".join(word for word in words if word not in kept)
+            changes.append(f"{name}: {left_out} is left out, because it changes the results of arithmetic")
+            os.environ[name] = " ".join(kept)
+        if not kept:
+            os.environ.pop(name, None)
+    return changes
+
+
+def program_and_options(name: str, default: str = "") -> tuple[str | None, list[str]]:
+    """What the variable CXX or CC says, without a launcher. torch and nvcc take the whole value as the name of a program."""
+    words = [word for word in shlex.split(os.environ.get(name) or default) if Path(word).stem not in LAUNCHERS]
+    return (words[0], words[1:]) if words else (None, [])
+
+
 def cxx_compiler() -> list[str]:
-    """The command that torch's build uses."""
-    return shlex.split(os.environ.get("CXX", "cl" if WINDOWS else "c++"))
+    program, options = program_and_options("CXX", "cl" if WINDOWS else "c++")
+    return [str(program), *options]
+
+
+def _nvcc_options() -> list[str]:
+    """The options of CC, which is nvcc's host compiler."""
+    return [part for option in program_and_options("CC")[1] for part in ("-Xcompiler", option)]
 
 
 def compile_flags(windows: bool = WINDOWS) -> dict[str, list[str]]:
@@ -58,7 +100,11 @@ def compile_flags(windows: bool = WINDOWS) -> dict[str, list[str]]:
             "nvcc": ["-O3", *(part for flag in standard for part in ("-Xcompiler", flag))],
         }
     # The two math flags change no value, but g++ needs them to vectorise some loops.
-    return {"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"], "nvcc": ["-O3"]}
+    math = ["-fno-math-errno", "-fno-trapping-math"]
+    return {
+        "cxx": [*cxx_compiler()[1:], "-O3", "-g0", "-fvisibility=hidden", *math],
+        "nvcc": [*_nvcc_options(), "-O3"],
+    }
 
 
 def _try_cxx(source: str, windows: bool) -> str | None:
@@ -160,9 +206,9 @@ def _examine(home: Path, cuda: str) -> Toolkit:
     try:
         # A dry run prints the toolkit's own folders: nvcc may be a wrapper, a link, or conda's.
         command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
-        dryrun = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-        codes = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+        dryrun = _run(command, check=True).stderr
+        printed = _run([nvcc, "--version"], check=True).stdout
+        codes = _run([nvcc, "--list-gpu-code"], check=True).stdout
         version = re.search(r"release (\d+\.\d+)", printed).group(1)
     except (OSError, subprocess.CalledProcessError, AttributeError) as error:
         raise _UnusableError(f"{nvcc} does not run or print its version ({error}): {_remedy(major)}") from None
@@ -172,7 +218,8 @@ def _examine(home: Path, cuda: str) -> Toolkit:
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
     if top and not (home / "include" / "cuda_runtime_api.h").exists():
         home = Path(os.path.normpath(top.group(1).strip()))
-    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
+    program, _ = program_and_options("CC")
+    host = ["-ccbin", program, *_nvcc_options()] if program else []
     error = _compile("trial.cu", CUDA_TRIAL, [nvcc, *host, "-std=c++20", "-c", "-o", "trial.o"])
     if error is not None:
         raise _UnusableError(
@@ -192,12 +239,17 @@ def _folders(dryrun: str, variable: str, flag: str) -> list[str]:
     return [os.path.normpath(found) for found in re.findall(rf'{flag}([^"\s]+)', line.group(1) if line else "")]
 
 
+def _run(command: list[str], check: bool = False, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program, whose messages may be in any encoding."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", check=check)
+
+
 def _compile(name: str, source: str, command: list[str]) -> str | None:
     """None if ``command`` compiles the source, else the most telling line of its output."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, name).write_text(source)
         try:
-            result = subprocess.run([*command, name], cwd=folder, capture_output=True, text=True, check=False)
+            result = _run([*command, name], cwd=folder)
         except OSError as error:
             return str(error)
     if result.returncode == 0:

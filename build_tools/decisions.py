@@ -48,6 +48,8 @@ def decide(torch: Torch | None) -> Decision:
     if torch is None:
         raise SystemExit("pspl_cuda is built against torch, but none was found: install torch first.")
     _print(f"building against torch {torch.version} of {torch.folder.parent}")
+    for change in compilers.clean_environment():
+        _print(change)
     off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
     common = None if all(off.values()) else why_too_old(torch) or compilers.why_no_cxx()
     cpu = "PSPL_CPU=off when it was built" if off["CPU"] else common or compilers.why_no_vectors()

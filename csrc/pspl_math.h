@@ -133,7 +133,7 @@ PSPL_FN PixelLoss<V> pixel_loss(Distance distance, V attention, V difference, T 
 template <typename T>
 PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
   if (sum == kLossSum) {
-    if (p.loss != nullptr) *p.loss = static_cast<T>(total * p.loss_scale);
+    if (p.loss != nullptr) *p.loss = static_cast<T>(total);
   } else if (p.stats != nullptr) {
     // Divided instead of multiplied by 1 / n, so that the mean of n ones is 1.
     const double mean = total / static_cast<double>(p.numel());
@@ -147,10 +147,9 @@ PSPL_FN void store_sum(const ForwardParams<T>& p, int sum, double total) {
 //
 // Every pixel's loss and gradient is multiplied by a scale (1/n for a mean, the weight of the loss) at no cost per
 // pixel: Eq. 10 is homogeneous in (M_a, eps), of degree 1 for l1 and charbonnier, of degree 2 for l2, which has no eps.
-// So it suffices to scale gamma and eps. eps^2 stays a normal number: below that its effect is less than rounding. The
-// saved gradient is larger by 2^gradient_exponent, which keeps float16 in range; loss_scale reverses it exactly.
+// So it suffices to scale gamma and eps. eps^2 stays a normal number: below that its effect is less than rounding.
 template <typename T>
-void set_constants(ForwardParams<T>& p, const Constants& c, double loss_weight, int gradient_exponent) {
+void set_constants(ForwardParams<T>& p, const Constants& c, double loss_weight) {
   fill_taps(p, c.sigma);
   const auto square = [](double x) { return x * x; };
   p.twice_c1 = static_cast<T>(2 * square(c.k1 * c.data_range));
@@ -161,9 +160,8 @@ void set_constants(ForwardParams<T>& p, const Constants& c, double loss_weight, 
 
   const double weight = p.output == Output::kAttentionMap ? 1.0 : loss_weight;
   const double elements = p.output == Output::kMean ? static_cast<double>(p.numel()) : 1.0;
-  const double scale = std::ldexp(weight / elements, gradient_exponent);
+  const double scale = weight / elements;
   const double factor = p.distance == Distance::kL2 ? std::sqrt(scale) : scale;
-  p.loss_scale = std::ldexp(1.0, -gradient_exponent);
   p.gamma = static_cast<T>(c.gamma * factor);
   // From the rounded gamma, so that the mean attention can be recovered from the sum of the scaled one.
   p.attention_scale = c.gamma > 0 ? static_cast<double>(p.gamma) / c.gamma : 1.0;

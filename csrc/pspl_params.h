@@ -83,8 +83,7 @@ struct ForwardParams {
   InputImage sr;
   InputImage hr;
 
-  // d(loss)/d(sr) / loss_scale for grad_output = 1, formed in T and rounded once: to T or, if T is float, to sr's
-  // dtype.
+  // d(loss)/d(sr) for grad_output = 1, formed in T and rounded once: to T or, for a bfloat16 sr, to bfloat16.
   GradientImage gradient;
   OutputImage<T> map;
   Output output;
@@ -108,22 +107,21 @@ struct ForwardParams {
 
   // The factor of gamma and eps that includes the 1/n of a mean and the weight of the loss; see set_constants().
   double attention_scale;
-  double loss_scale;  // 1, or the power of two that keeps a float16 gradient in range; see set_constants()
-  T* loss;            // 0-dim; null if no reduced loss is requested
-  T* stats;           // [kNumStats]; null if not requested
+  T* loss;   // 0-dim; null if no reduced loss is requested
+  T* stats;  // [kNumStats]; null if not requested
 
   PSPL_FN int64_t planes() const { return leading[0] * leading[1] * leading[2]; }
   PSPL_FN int64_t numel() const { return planes() * height * width; }
 };
 
-// gradient = factor * grad_output * saved_gradient, element by element over dense memory, formed in float32 and rounded
-// once to dtype, which is not float64. saved_dtype is float32 or dtype. In place if gradient is saved_gradient; a
-// product of 1 then leaves the memory unchanged.
+// gradient = sign * grad_output * saved_gradient, element by element over dense memory, formed in float32 and rounded
+// once to dtype, which is not float64. saved_dtype is float32 or, like dtype, bfloat16. In place if gradient is
+// saved_gradient; a product of 1 then leaves the memory unchanged.
 struct BackwardParams {
   const void* saved_gradient;
   DType saved_dtype;
   const float* grad_output;  // 0-dim, in the kernel's memory
-  float factor;              // loss_scale for sr, -loss_scale for hr
+  float sign;                // 1 for sr, -1 for hr
   void* gradient;
   DType dtype;
   int64_t numel;

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from ._sources import fingerprint
+
 # Names in csrc/cpu/dispatch.cpp, for PSPL_CPU_ISA.
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
@@ -25,7 +27,7 @@ reasons: dict[str, str | None] = {}
 
 
 def _files(package: Path, library: str) -> list[Path]:
-    return [*package.glob(f"{library}.*so"), *package.glob(f"{library}.*pyd")]
+    return [path for path in (package / f"{library}.so", package / f"{library}.pyd") if path.exists()]
 
 
 def _find_package() -> Path:
@@ -64,6 +66,10 @@ def _load(library: str) -> str | None:
     mismatch = _mismatch(library, _BUILD, torch.__version__, torch.version.cuda, platform.machine())
     if mismatch is not None:
         return mismatch
+    csrc = Path(__file__).parents[1] / "csrc"
+    sources = fingerprint(csrc, library)
+    if sources and sources != _BUILD.get(library, {}).get("sources"):
+        return f"it was built from other sources than those in {csrc}: reinstall the package."
     try:
         torch.ops.load_library(files[0])
     except OSError as error:

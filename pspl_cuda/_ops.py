@@ -19,25 +19,24 @@ DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
 
 # Returns, for s = loss_weight and the gradient of sr for grad_output = 1:
 #   result          s times the loss, 0-dim for output mean and sum; else a map of sr's shape and layout
-#   saved_gradient  s times 2^gradient_exponent times the gradient, sr's shape and layout; empty for gradient_dtype None
+#   saved_gradient  s times the gradient, sr's shape and layout; empty for gradient_dtype None
 #   stats           [4] in the order of PSPLStats; empty unless with_stats
 # result and stats have the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None.
 # constants is Config.constants; padding, distance and output are positions in PADDINGS, DISTANCES and OUTPUTS.
 DEFINITIONS.define(
     "forward(Tensor sr, Tensor hr, Tensor? step_tensor, float step, float[] constants, int window_size, int padding, "
-    "int distance, int output, float loss_weight, int gradient_exponent, ScalarType? gradient_dtype, bool with_stats) "
+    "int distance, int output, float loss_weight, ScalarType? gradient_dtype, bool with_stats) "
     "-> (Tensor result, Tensor saved_gradient, Tensor stats)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# Returns factor * grad_output * saved_gradient, formed in float32, which grad_output has, and rounded once to dtype.
+# Returns sign * grad_output * saved_gradient, formed in float32, which grad_output has, and rounded once to dtype. sign is 1
+# for sr, -1 for hr.
 DEFINITIONS.define(
-    "backward(Tensor saved_gradient, Tensor grad_output, float factor, ScalarType dtype) -> Tensor",
+    "backward(Tensor saved_gradient, Tensor grad_output, int sign, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# The same, in place. A product of 1 leaves the memory unchanged.
-DEFINITIONS.define(
-    "backward_(Tensor(a!) saved_gradient, Tensor grad_output, float factor) -> ()", tags=torch.Tag.pt2_compliant_tag
-)
+# The same for sr, in place. A grad_output of 1 leaves the memory unchanged.
+DEFINITIONS.define("backward_(Tensor(a!) saved_gradient, Tensor grad_output) -> ()", tags=torch.Tag.pt2_compliant_tag)
 # What a call of PSPLLoss adds to its count: 1, or 0 while a backward pass runs, as a tensor like ``calls``. Compiled code asks
 # for it when it runs, not when it is traced.
 DEFINITIONS.define("increment(Tensor calls) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
@@ -56,7 +55,6 @@ class Arguments(NamedTuple):
     distance: int
     output: int
     loss_weight: float = 1.0
-    gradient_exponent: int = 0
     gradient_dtype: torch.dtype | None = None
     with_stats: bool = False
 
@@ -91,10 +89,10 @@ def _forward_fake(
 
 
 @torch.library.register_fake("pspl_cuda::backward")
-def _backward_fake(saved_gradient: Tensor, grad_output: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+def _backward_fake(saved_gradient: Tensor, grad_output: Tensor, sign: int, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(saved_gradient, dtype=dtype)
 
 
 @torch.library.register_fake("pspl_cuda::backward_")
-def _backward_in_place_fake(saved_gradient: Tensor, grad_output: Tensor, factor: float) -> None:
+def _backward_in_place_fake(saved_gradient: Tensor, grad_output: Tensor) -> None:
     return None

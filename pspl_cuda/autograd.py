@@ -6,7 +6,6 @@ The forward pass writes the finished gradient; the backward pass multiplies it b
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import torch
@@ -42,10 +41,10 @@ def loss(
     _check_transforms(sr, hr, step)
     step, config = _delta_as_step(step, config)
     needs_gradient = torch.is_grad_enabled() and (sr.requires_grad or hr.requires_grad)
-    dtype, exponent = _saved_format(sr, hr, config, loss_weight) if needs_gradient else (None, 0)
+    dtype = _saved_dtype(sr, hr) if needs_gradient else None
     compiling = torch.compiler.is_compiling()  # such programs must not contain what is only faster in eager mode
     make_arguments = _arguments if compiling else _cached_arguments
-    arguments = make_arguments(config, config.reduction, loss_weight, exponent, dtype, with_stats)
+    arguments = make_arguments(config, config.reduction, loss_weight, dtype, with_stats)
     # Exported and traced programs cannot contain the autograd node: the operator under autograd stays in them.
     exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
     if needs_gradient and not exporting:
@@ -145,7 +144,6 @@ class _Loss(torch.autograd.Function):
         saved_gradient, *images = ctx.saved_tensors
         needs_sr, needs_hr = ctx.needs_input_grad[:2]
         sr_dtype, hr_dtype = ctx.dtypes
-        factor = math.ldexp(1.0, -ctx.arguments.gradient_exponent)
         sr_gradient = hr_gradient = None
         # PyTorch multiplies for float64, compiled graphs (which fuse the multiplication), create_graph, a gradient per pixel, and
         # batched gradients (is_grads_batched, vectorize=True).
@@ -160,19 +158,18 @@ class _Loss(torch.autograd.Function):
             if torch.is_grad_enabled() and ctx.curved:
                 gradient = _differentiable_gradient(ctx, images) * grad_output
             else:
-                # In grad_output's type: a 0-dim factor beyond the range of float16 must not be rounded to it.
-                gradient = saved_gradient.to(grad_output.dtype) * (grad_output * factor)
+                gradient = saved_gradient.to(grad_output.dtype) * grad_output
             sr_gradient = gradient.to(sr_dtype) if needs_sr else None
             hr_gradient = (-gradient).to(hr_dtype) if needs_hr else None
         else:
             if needs_hr:
-                hr_gradient = _ops.backward(saved_gradient, grad_output, -factor, hr_dtype)
+                hr_gradient = _ops.backward(saved_gradient, grad_output, -1, hr_dtype)
             if needs_sr and sr_dtype == saved_gradient.dtype and not (ctx.exposed or _keeps_graph()):
                 sr_gradient = saved_gradient
-                _ops.backward_(sr_gradient, grad_output, factor)
+                _ops.backward_(sr_gradient, grad_output)
                 torch.autograd.graph.increment_version(sr_gradient)
             elif needs_sr:
-                sr_gradient = _ops.backward(saved_gradient, grad_output, factor, sr_dtype)
+                sr_gradient = _ops.backward(saved_gradient, grad_output, 1, sr_dtype)
         if hr_gradient is not None and ctx.hr_strides is not None:  # it has the strides of sr
             hr_gradient = hr_gradient.new_empty_strided(hr_gradient.shape, ctx.hr_strides).copy_(hr_gradient)
         return sr_gradient, hr_gradient, None, None, None
@@ -193,7 +190,7 @@ def _operator(
         return _forward(sr, hr, step_argument, arguments)
     traced_without_gradient = arguments.gradient_dtype is None
     if traced_without_gradient:
-        arguments = arguments._replace(gradient_dtype=compute_dtype(sr, hr), gradient_exponent=0)
+        arguments = arguments._replace(gradient_dtype=compute_dtype(sr, hr))
     value, stats, saved_gradient = _Loss.apply(sr, hr, step_argument, arguments, True)
     return value, saved_gradient.new_empty(0) if traced_without_gradient else saved_gradient, stats
 
@@ -201,23 +198,16 @@ def _operator(
 _ops.DEFINITIONS.impl("forward", _operator, "Autograd")
 
 
-def _saved_format(sr: Tensor, hr: Tensor, config: Config, loss_weight: float) -> tuple[torch.dtype, int]:
-    """The dtype of the saved gradient and its exponent: it is 2^exponent times the gradient.
+def _saved_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
+    """The dtype of the saved gradient: ``sr``'s if each value is still rounded only once, so that its memory can become the
+    gradient's.
 
-    It is ``sr``'s dtype if each value is still rounded only once, so that its memory can become the gradient's. In float16 the
-    factor 1/n would underflow, so the exponent brings the scale to [1, 2). The values are then at most 2 gamma, except for l2,
-    whose gradient is unbounded and is saved in float32.
+    In float16 the attention of the first steps and the factor 1/n would underflow before ``grad_output`` multiplies them.
     """
     compute = compute_dtype(sr, hr)
-    if compute == torch.float64 or (hr.requires_grad and sr.dtype != hr.dtype):
-        return compute, 0
-    if sr.dtype != torch.float16:
-        return sr.dtype, 0
-    bounded = config.distance in ("l1", "charbonnier") and config.gamma <= 2.0**14 and config.reduction != "none"
-    if not bounded or torch.compiler.is_compiling():
-        return compute, 0
-    scale = loss_weight / sr.numel() if config.reduction == "mean" else loss_weight
-    return sr.dtype, 1 - math.frexp(scale)[1]
+    if sr.dtype == torch.float16 or compute == torch.float64 or (hr.requires_grad and sr.dtype != hr.dtype):
+        return compute
+    return sr.dtype
 
 
 # Whether the current backward pass keeps its graph (retain_graph). Otherwise a saved tensor is not needed again, and its memory

@@ -19,29 +19,32 @@ from helpers import backends, compiled  # noqa: E402
 os.environ.pop("PSPL_BACKEND", None)
 
 
-def _choose_hypothesis_profile():
-    """By default, hypothesis draws the same examples in every run, so that a new failure comes from the change at hand.
-
-    HYPOTHESIS_PROFILE=thorough draws twenty times as many examples, different ones in each run.
-    """
+def _set_up_hypothesis():
+    """Each test draws 25 examples, the same in every run, so that a new failure comes from the change at hand; or as many as the
+    environment variable PSPL_EXAMPLES says, others in each run. A failure prints how to reproduce it."""
     try:
         from hypothesis import HealthCheck, settings
     except ImportError:  # tools/gpu_check.py runs the other tests without it
         return
-    common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-    settings.register_profile("default", max_examples=25, derandomize=True, database=None, **common)
-    settings.register_profile("thorough", max_examples=500, print_blob=True, **common)
-    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+    examples = os.environ.get("PSPL_EXAMPLES")
+    few = {"max_examples": 25, "derandomize": True, "database": None}
+    settings.register_profile(
+        "pspl_cuda",
+        **({"max_examples": int(examples), "print_blob": True} if examples else few),
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    settings.load_profile("pspl_cuda")
 
 
-_choose_hypothesis_profile()
+_set_up_hypothesis()
 
 
 # ---------------------------------------------------------------- tiers
 
 # Marks of the tests that a run without -m leaves out.
 TIERS = {
-    "deep": "sanitizers, planted bugs, all CUDA architectures, long fuzzing, more cases of the emulated kernels",
+    "deep": "sanitizers, planted bugs, all CUDA architectures, more cases of the emulated kernels",
     "large": "needs 16 GB of memory",
 }
 _left_out = Counter()

@@ -88,7 +88,7 @@ class Resources(NamedTuple):
 @functools.cache
 def _enumerators() -> dict[str, list[str]]:
     """Names of the enumerators that kernels are specialised for: c++filt shows numbers."""
-    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "outputs.cuh"))
+    text = "".join((CSRC / "cuda" / name).read_text() for name in ("strip_forward.cuh", "pixel.cuh"))
     found = {}
     for enum in ("Access", "Work"):
         (body,) = re.findall(rf"enum class {enum} {{(.*?)}}", text, re.DOTALL)

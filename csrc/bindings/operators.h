@@ -151,8 +151,7 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
                                               std::vector<double> numbers, int64_t window_size, int64_t padding,
                                               int64_t distance, int64_t output, double loss_weight,
-                                              int64_t gradient_exponent, std::optional<ScalarType> gradient_dtype,
-                                              bool with_stats) {
+                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
   Constants constants;
   STD_TORCH_CHECK(numbers.size() == kNumConstants, "constants must have ", kNumConstants, " numbers, but has ",
                   numbers.size(), ".");
@@ -163,7 +162,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
   STD_TORCH_CHECK(is_value<Distance>(distance), "unknown distance ", distance, ".");
   STD_TORCH_CHECK(is_value<Output>(output), "unknown output ", output, ".");
   STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
-  STD_TORCH_CHECK(std::abs(gradient_exponent) < 1000, "gradient_exponent is ", gradient_exponent, ".");
 
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   Backend::make_readable(sr, hr, wide ? ScalarType::Double : ScalarType::Float);
@@ -175,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
     p.distance = static_cast<Distance>(distance);
     p.output = static_cast<Output>(output);
     p.radius = static_cast<int32_t>(window_size / 2);
-    set_constants(p, constants, loss_weight, static_cast<int>(gradient_exponent));
+    set_constants(p, constants, loss_weight);
     set_step(p, step, step_tensor, sr);
 
     const bool reduced = p.output == Output::kMean || p.output == Output::kSum;
@@ -188,8 +186,10 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
     Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
     if (gradient_dtype) {
       p.gradient = {gradient.mutable_data_ptr(), dtype_of(gradient, "saved_gradient"), strides_of(gradient)};
-      STD_TORCH_CHECK(*gradient_dtype == dtype || (*gradient_dtype == sr.scalar_type() && !wide),
-                      "gradient_dtype must be float64 if an image is float64, else float32 or sr's dtype.");
+      const bool bfloat16 = *gradient_dtype == ScalarType::BFloat16 && sr.scalar_type() == ScalarType::BFloat16;
+      STD_TORCH_CHECK(
+          *gradient_dtype == dtype || (bfloat16 && !wide),
+          "gradient_dtype must be float64 if an image is float64, else float32 or, for a bfloat16 sr, bfloat16.");
     }
     Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
     if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
@@ -200,7 +200,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
 }
 
 template <typename Backend>
-void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, double factor) {
+void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign) {
+  STD_TORCH_CHECK(sign == 1 || sign == -1, "sign must be 1 or -1, but is ", sign, ".");
   // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
   STD_TORCH_CHECK(grad_output.dim() == 0 && grad_output.scalar_type() == ScalarType::Float &&
@@ -209,25 +210,26 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
   const BackwardParams p{saved_gradient.const_data_ptr(),
                          dtype_of(saved_gradient, "saved_gradient"),
                          static_cast<const float*>(grad_output.const_data_ptr()),
-                         static_cast<float>(factor),
+                         static_cast<float>(sign),
                          gradient.mutable_data_ptr(),
                          dtype_of(gradient, "dtype"),
                          saved_gradient.numel()};
-  STD_TORCH_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == p.dtype || p.saved_dtype == DType::kFloat32),
-                  "saved_gradient must be float32 or have the dtype of the gradient, which must not be float64.");
+  const bool bfloat16 = p.saved_dtype == DType::kBFloat16 && p.dtype == DType::kBFloat16;
+  STD_TORCH_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == DType::kFloat32 || bfloat16),
+                  "saved_gradient must be float32 or, like the gradient, bfloat16; the gradient must not be float64.");
   Backend::backward(p, saved_gradient);
 }
 
 template <typename Backend>
-Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, double factor, ScalarType dtype) {
+Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign, ScalarType dtype) {
   Tensor gradient = empty_like(saved_gradient, dtype);
-  backward_into<Backend>(gradient, saved_gradient, grad_output, factor);
+  backward_into<Backend>(gradient, saved_gradient, grad_output, sign);
   return gradient;
 }
 
 template <typename Backend>
-void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output, double factor) {
-  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, factor);
+void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output) {
+  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, 1);
 }
 
 }  // namespace pspl

@@ -5,7 +5,7 @@
 #include <map>
 #include <mutex>
 
-#include "../cuda/launch.h"
+#include "../cuda/kernels.h"
 #include "operators.h"
 
 namespace pspl {

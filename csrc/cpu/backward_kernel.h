@@ -1,4 +1,4 @@
-// The backward pass: gradient = factor * grad_output * saved_gradient. In place, a product of 1 needs no work.
+// The backward pass: gradient = sign * grad_output * saved_gradient. In place, a product of 1 needs no work.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,7 @@ void backward_job(void* context, int64_t job) {
 }
 
 void backward(const BackwardParams& params, ParallelFor parallel_for) {
-  BackwardJobs jobs{params, *params.grad_output * params.factor};
+  BackwardJobs jobs{params, *params.grad_output * params.sign};
   if (params.gradient == params.saved_gradient && jobs.factor == 1.0f) return;
   parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job, &jobs);
 }

@@ -3,7 +3,8 @@
 // a captured graph.
 #include <algorithm>
 
-#include "launch.h"
+#include "kernels.h"
+#include "launch.cuh"
 #include "primitives.cuh"
 
 namespace pspl::cuda {
@@ -18,7 +19,7 @@ struct alignas(sizeof(E) * kPerThread) Packet {
 // if kPerThread is above 1; the last, incomplete packet goes element by element.
 template <typename S, typename E, int kPerThread>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams p) {
-  const float factor = *p.grad_output * p.factor;
+  const float factor = *p.grad_output * p.sign;
   const S* const saved = static_cast<const S*>(p.saved_gradient);
   E* const gradient = static_cast<E*>(p.gradient);
   if (p.gradient == p.saved_gradient && factor == 1.0f) return;
@@ -57,16 +58,14 @@ cudaError_t launch_backward(const BackwardParams& p, const Device& device, cudaS
 }  // namespace
 
 cudaError_t backward(const BackwardParams& p, const Device& device, cudaStream_t stream) {
-  const bool wide = p.saved_dtype == DType::kFloat32;
   switch (p.dtype) {
     case DType::kFloat32:
       return launch_backward<float, float>(p, device, stream);
     case DType::kFloat16:
-      return wide ? launch_backward<float, __half>(p, device, stream)
-                  : launch_backward<__half, __half>(p, device, stream);
+      return launch_backward<float, __half>(p, device, stream);
     case DType::kBFloat16:
-      return wide ? launch_backward<float, __nv_bfloat16>(p, device, stream)
-                  : launch_backward<__nv_bfloat16, __nv_bfloat16>(p, device, stream);
+      return p.saved_dtype == DType::kFloat32 ? launch_backward<float, __nv_bfloat16>(p, device, stream)
+                                              : launch_backward<__nv_bfloat16, __nv_bfloat16>(p, device, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -1,20 +1,15 @@
-// Dispatch of the forward pass: the strip kernel of the images' element types, or the generic kernel.
+// Dispatch of the forward pass: the kernels of the images' dtypes.
+#include <iterator>
+#include <utility>
+
 #include "generic_forward.cuh"
-#include "strip_forward.cuh"
+#include "kernels.h"
 
 namespace pspl::cuda {
 
-// Instantiated in instances/.
-#define PSPL_DECLARE_KERNELS(Sr, Hr)                                                                              \
-  extern template cudaError_t launch_strips<Sr, Hr>(const ForwardParams<float>&, const Workspace&, const Device&, \
-                                                    cudaStream_t);                                                \
-  extern template cudaError_t launch_generic<float, Sr, Hr>(const ForwardParams<float>&, const Workspace&, cudaStream_t)
-PSPL_DECLARE_KERNELS(float, float);
-PSPL_DECLARE_KERNELS(__half, __half);
-PSPL_DECLARE_KERNELS(__nv_bfloat16, __nv_bfloat16);
-PSPL_DECLARE_KERNELS(__half, float);
-PSPL_DECLARE_KERNELS(__nv_bfloat16, float);
-#undef PSPL_DECLARE_KERNELS
+// One pair of kFloat32Pairs; defined and instantiated in instances/.
+template <DType kSr, DType kHr>
+cudaError_t launch_forward(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t);
 
 namespace {
 
@@ -26,11 +21,14 @@ bool is_too_large(const ForwardParams<T>& p) {
          kWarps * most_blocks(p.planes(), p.height, p.width) >= kLimit;
 }
 
-template <typename Sr, typename Hr>
-cudaError_t launch_forward(const ForwardParams<float>& p, const Workspace& workspace, const Device& device,
-                           cudaStream_t stream) {
-  return p.radius >= 1 && p.radius <= 5 ? launch_strips<Sr, Hr>(p, workspace, device, stream)
-                                        : launch_generic<float, Sr, Hr>(p, workspace, stream);
+template <size_t... kPair>
+auto find_launcher(const ForwardParams<float>& p, std::index_sequence<kPair...>) {
+  decltype(&launch_forward<DType::kFloat32, DType::kFloat32>) found = nullptr;
+  const auto offer = [&](DTypePair pair, auto launcher) {
+    if (pair.sr == p.sr.dtype && pair.hr == p.hr.dtype) found = launcher;
+  };
+  (offer(kFloat32Pairs[kPair], &launch_forward<kFloat32Pairs[kPair].sr, kFloat32Pairs[kPair].hr>), ...);
+  return found;
 }
 
 }  // namespace
@@ -39,14 +37,8 @@ template <>
 cudaError_t forward(const ForwardParams<float>& p, const Workspace& workspace, const Device& device,
                     cudaStream_t stream) {
   if (is_too_large(p)) return cudaErrorInvalidConfiguration;
-  const auto is = [&](DType sr, DType hr) { return p.sr.dtype == sr && p.hr.dtype == hr; };
-  const auto launch = is(DType::kFloat32, DType::kFloat32)     ? launch_forward<float, float>
-                      : is(DType::kFloat16, DType::kFloat16)   ? launch_forward<__half, __half>
-                      : is(DType::kBFloat16, DType::kBFloat16) ? launch_forward<__nv_bfloat16, __nv_bfloat16>
-                      : is(DType::kFloat16, DType::kFloat32)   ? launch_forward<__half, float>
-                      : is(DType::kBFloat16, DType::kFloat32)  ? launch_forward<__nv_bfloat16, float>
-                                                               : nullptr;
-  return launch ? launch(p, workspace, device, stream) : cudaErrorInvalidValue;
+  const auto launcher = find_launcher(p, std::make_index_sequence<std::size(kFloat32Pairs)>());
+  return launcher ? launcher(p, workspace, device, stream) : cudaErrorInvalidValue;
 }
 
 // float64 is used to check derivatives, not to train: it has the generic kernel only.
@@ -56,5 +48,12 @@ cudaError_t forward(const ForwardParams<double>& p, const Workspace& workspace, 
   if (p.sr.dtype != DType::kFloat64 || p.hr.dtype != DType::kFloat64) return cudaErrorInvalidValue;
   return launch_generic<double, double, double>(p, workspace, stream);
 }
+
+template <typename T>
+int64_t workspace_size(const ForwardParams<T>& p) {
+  return kNumSums * most_blocks(p.planes(), p.height, p.width);
+}
+template int64_t workspace_size(const ForwardParams<float>&);
+template int64_t workspace_size(const ForwardParams<double>&);
 
 }  // namespace pspl::cuda

@@ -2,7 +2,10 @@
 // of 2 K, but supports any K without an instantiation.
 #pragma once
 
-#include "outputs.cuh"
+#include "launch.cuh"
+#include "pixel.cuh"
+#include "reduction.cuh"
+#include "strip_plan.h"
 
 namespace pspl::cuda {
 
@@ -23,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     generic_forward(const __grid_constant__ ForwardParams<T> p, const GenericPlan plan, const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<GenericShared*>(shared_memory);
-  Sums<T, kNumSums> sums;
+  ThreadSums<T, kNumSums> sums;
 
   uint32_t block = blockIdx.x;
   const int height = static_cast<int>(p.height);

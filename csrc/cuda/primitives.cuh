@@ -1,7 +1,7 @@
-// What CUDA adds to C++: launches, architectures, approximate and packed instructions, warp shuffles, 16-bit
-// conversions. No other file contains assembly or asks for the architecture. The tests compile this directory with g++;
-// the `emulation` functions then replace the instructions and return the exact value, shifted by the error bound that
-// is stated at each primitive.
+// What CUDA adds to C++: architectures, approximate and packed instructions, warp shuffles, 16-bit conversions. No
+// other file contains assembly or asks for the architecture. The tests compile this directory with g++; the `emulation`
+// functions then replace the instructions and return the exact value, shifted by the error bound that is stated at each
+// primitive.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,24 +15,11 @@
 #endif
 
 #include "../pspl_math.h"
-#include "launch.h"
+#include "block.h"
 
 namespace pspl::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
-
-// A runtime call instead of <<<>>> lets the tests run the launchers, unmodified, on a CPU.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, size_t shared_bytes, cudaStream_t stream,
-                   const Arguments&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  cudaLaunchKernelEx(&config, kernel, arguments...);
-  return cudaGetLastError();  // the same status; it also clears the error, which torch's own checks would report again
-}
 
 // ---------------------------------------------------------------- architectures
 
@@ -43,8 +30,6 @@ constexpr int kArchitecture = 0;  // host code: shared memory has the largest si
 #else
 constexpr int kArchitecture = emulation::kArchitecture;
 #endif
-
-constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
 
 // Instructions on two float32 numbers in adjacent registers. ptxas splits them on other architectures.
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
@@ -173,6 +158,21 @@ __device__ __forceinline__ T warp_sum(T value) {
 }
 
 // ---------------------------------------------------------------- elements
+
+template <DType>
+struct ElementOf;
+template <>
+struct ElementOf<DType::kFloat32> {
+  using Type = float;
+};
+template <>
+struct ElementOf<DType::kFloat16> {
+  using Type = __half;
+};
+template <>
+struct ElementOf<DType::kBFloat16> {
+  using Type = __nv_bfloat16;
+};
 
 // The element at an offset of an image, in the compute type.
 template <typename T, typename E>

@@ -9,7 +9,12 @@
 // current one is blurred.
 #pragma once
 
-#include "outputs.cuh"
+#include <algorithm>
+
+#include "launch.cuh"
+#include "pixel.cuh"
+#include "reduction.cuh"
+#include "strip_plan.h"
 
 namespace pspl::cuda {
 
@@ -20,23 +25,21 @@ enum class Access {
   kGeneral,  // everything
 };
 
-// Columns of a lane, of which 2 R partial sums of 4 moments each stay in registers, and of a warp.
-constexpr int kColumns = 2;
-constexpr int kStripWidth = kLanes * kColumns;
-
 // A kernel is compiled for the element types of sr and hr, a window radius R, and the two switches above. It computes
 // in float32.
 template <typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_>
 struct StripTraits {
   using Sr = Sr_;
   using Hr = Hr_;
+  // Of the saved gradient. Where hr of another dtype needs one too, it is float32, which kGeneral can store as well.
+  using Gradient = std::conditional_t<std::is_same_v<Sr, __half>, float, Sr>;
   static constexpr int kRadius = kRadius_;
   static constexpr Access kAccess = kAccess_;
   static constexpr Work kWork = kWork_;
   static_assert(kRadius >= 1);
 
   // Columns of a row with its halo, and the loads per lane that fetch them.
-  static constexpr int kLoaded = kStripWidth + 2 * kRadius;
+  static constexpr int kLoaded = kStripColumns + 2 * kRadius;
   static constexpr int kLoads = (kLoaded + kLanes - 1) / kLanes;
   // Columns that reach one lane's outputs.
   static constexpr int kReach = kColumns + 2 * kRadius;
@@ -52,6 +55,8 @@ struct StripTraits {
 };
 
 // ---------------------------------------------------------------- shared memory
+
+constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
 
 struct alignas(16) TwoPairs {
   Pair pair[2];
@@ -105,7 +110,7 @@ class StripWalker {
   static constexpr int kLoads = Traits::kLoads;
 
  public:
-  using StripSums = Sums<float, kSumCount<Traits::kWork>>;
+  using StripSums = ThreadSums<float, kSumCount<Traits::kWork>>;
 
   __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& plan, uint32_t strip,
                                          int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
@@ -143,7 +148,7 @@ class StripWalker {
     const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
     const uint32_t channel = strip % channels;
     strip /= channels;
-    first_column = static_cast<int>(strip % plan.across) * kStripWidth;
+    first_column = static_cast<int>(strip % plan.across) * kStripColumns;
     strip /= plan.across;
     first_row = static_cast<int>(strip % plan.down) * plan.rows;
     strip /= plan.down;
@@ -337,15 +342,11 @@ class StripWalker {
     map_next += p.map.strides.row;
   }
 
-  // The gradient has sr's element type, or is float32: that of l2 for float16 images, which is unbounded, and where hr
-  // of another dtype needs one too.
   __device__ __forceinline__ void store_gradients(const float (&gradient)[kColumns]) {
-    constexpr bool kMayDiffer =
-        Traits::kAccess == Access::kGeneral || (std::is_same_v<Sr, __half> && kHasAnyDistance<Traits::kWork>);
-    if (kMayDiffer && p.gradient.dtype == DType::kFloat32) {
+    if (Traits::kAccess == Access::kGeneral && p.gradient.dtype == DType::kFloat32) {
       store_as<float>(gradient);
     } else {
-      store_as<Sr>(gradient);
+      store_as<typename Traits::Gradient>(gradient);
     }
   }
 
@@ -435,11 +436,11 @@ inline bool has_short_offsets(const ForwardParams<float>& p, const Strides& imag
   return end <= INT32_MAX;
 }
 
-// The most specialised access that a call allows. StripWalker::store_gradients() stores the dtypes of `typed`.
+// The most specialised access that a call allows; typed if the gradient is a StripTraits::Gradient.
 inline Access access_of(const ForwardParams<float>& p) {
   const GradientImage& out = p.gradient;
-  const bool typed = out.data == nullptr || out.dtype == p.sr.dtype ||
-                     (p.sr.dtype == DType::kFloat16 && (p.distance != Distance::kL1 || p.map.data != nullptr));
+  const DType gradient = p.sr.dtype == DType::kFloat16 ? DType::kFloat32 : p.sr.dtype;
+  const bool typed = out.data == nullptr || out.dtype == gradient;
   if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
       !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
     return Access::kGeneral;
@@ -460,8 +461,8 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
     using Traits = decltype(traits);
     constexpr int kBytes = sizeof(StripShared<Traits>);
     static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
-    const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), kStripWidth,
-                                       p.radius, resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
+    const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), p.radius,
+                                       resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
     return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
   };
   const Access access = access_of(p);

@@ -279,6 +279,13 @@ def test_readme_has_the_numbers_of_the_results(tmp_path):
         command.main(["--from", str(tmp_path / Path(README_ROWS).name), "--readme", str(page)])
 
 
+def test_readme_needs_rows_to_show(tmp_path):
+    """``--readme`` alone measures nothing and writes nothing."""
+    with pytest.raises(SystemExit, match="--readme needs --from"):
+        command.main(["--readme", str(tmp_path / "README.md"), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 README_ROWS = "benchmarks/results/amd-epyc-2-threads.json"
 
 

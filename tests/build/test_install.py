@@ -1,10 +1,13 @@
 """What the build decides, and what the package reports about it."""
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +28,18 @@ NEEDS_SETUPTOOLS = pytest.mark.skipif(
 
 
 # Variables that change a build; the tests must not inherit them.
-STEERING = ("PSPL_CPU", "PSPL_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "PIP_BUILD_TRACKER")
+STEERING = (
+    *(
+        "PSPL_CPU",
+        "PSPL_CUDA",
+        "TORCH_CUDA_ARCH_LIST",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "PIP_BUILD_TRACKER",
+        "PIP_REQ_TRACKER",
+    ),
+    *("CXX", "CC", "CFLAGS", "CXXFLAGS", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"),
+)
 
 
 def run_setup(*arguments, folder=ROOT, **environment):
@@ -45,6 +59,7 @@ def run_setup(*arguments, folder=ROOT, **environment):
 @pytest.fixture
 def build_tools(monkeypatch):
     """The modules of setup.py, without the caller's settings."""
+    pytest.importorskip("setuptools")  # it adds to sys.path, which monkeypatch restores
     for name in STEERING:
         # Set before it is deleted: the fixture then also undoes what the code under test sets.
         monkeypatch.setenv(name, "")
@@ -100,33 +115,121 @@ def only_these(monkeypatch, *folders):
     monkeypatch.setattr("shutil.which", which)
 
 
-@NEEDS_SOURCES
-def test_isolated_build_sees_the_installed_torch(tmp_path):
-    """pip hides site-packages with a sitecustomize on PYTHONPATH; the build must still find torch there."""
-    hide = "import sys; sys.path[:] = [path for path in sys.path if not path.endswith('-packages')]"
-    (tmp_path / "sitecustomize.py").write_text(hide)
-    code = (
-        "import importlib.util, sys; print(importlib.util.find_spec('torch')); sys.path.insert(0, 'build_tools'); "
-        "from installed_torch import find_torch; found = find_torch(); "
-        "print(found.version, found.cuda, 'torch' in sys.modules); import torch; print(torch.__version__)"
+# What an isolated build of pip or uv sees: no site-packages, and none of the installer's PYTHONPATH.
+ISOLATED = "import sys; sys.path[:] = [path for path in sys.path if not path.endswith('-packages')]"
+FIND = (
+    "import sys; sys.path.insert(0, 'build_tools'); from installed_torch import find_torch; found = find_torch(); "
+    "print(found and [found.version, found.cuda, 'torch' in sys.modules])"
+)
+
+
+def find_in_isolation(tmp_path, code=FIND, **environment):
+    """The output of ``code`` in an isolated build of an installer, which runs with the variables of ``environment``."""
+    (tmp_path / "sitecustomize.py").write_text(ISOLATED)
+    start = (
+        f"import os, subprocess, sys; child = {{**os.environ, 'PYTHONPATH': {str(tmp_path)!r}}}; "
+        f"sys.exit(subprocess.run([{sys.executable!r}, '-c', {code!r}], env=child).returncode)"
     )
-    environment = {**os.environ, "PIP_BUILD_TRACKER": "x", "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    expected = ["None", torch.__version__, str(torch.version.cuda), "False", torch.__version__]
-    assert result.stdout.split() == expected
+    inherited = {name: value for name, value in os.environ.items() if name not in (*STEERING, "VIRTUAL_ENV")}
+    return subprocess.run(
+        [sys.executable, "-c", start],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+FOUND = f"{[torch.__version__, torch.version.cuda, False]}\n"
+
+
+@NEEDS_SOURCES
+@pytest.mark.parametrize("tracker", ["PIP_BUILD_TRACKER", "PIP_REQ_TRACKER"])
+def test_isolated_build_sees_the_installed_torch(tracker, tmp_path):
+    """pip hides site-packages with a sitecustomize on PYTHONPATH; the build must still find torch there."""
+    assert find_in_isolation(tmp_path) == "None\n"
+    assert find_in_isolation(tmp_path, **{tracker: "x"}) == FOUND
+    imports = f"{FIND}; import torch; print(torch.__version__)"
+    assert find_in_isolation(tmp_path, imports, **{tracker: "x"}) == f"{FOUND}{torch.__version__}\n"
+
+
+@NEEDS_SOURCES
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the environment of another process")
+def test_isolated_build_sees_a_torch_on_pythonpath(tmp_path):
+    """Clusters load torch as a module, and pip does not hand down its PYTHONPATH."""
+    package = tmp_path / "modules" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "version.py").write_text("__version__ = '2.99.0'\ncuda = None\n")
+    printed = find_in_isolation(tmp_path, PIP_BUILD_TRACKER="x", PYTHONPATH=str(package.parent))
+    assert printed == "['2.99.0', None, False]\n"
+
+
+@NEEDS_SOURCES
+def test_python_that_prints_at_its_start_and_end(tmp_path):
+    """A sitecustomize or a .pth file may print."""
+    noisy = program(tmp_path / "python", f'echo hello; {shlex.quote(sys.executable)} "$@"; echo goodbye')
+    code = f"import sys; sys.executable = {noisy!r}; {FIND}"
+    assert find_in_isolation(tmp_path, code, PIP_BUILD_TRACKER="x") == FOUND
+
+
+def uv(tmp_path, *words):
+    """A program of that name, which starts an isolated build as uv does."""
+    (tmp_path / "sitecustomize.py").write_text(ISOLATED)
+    build = f"PYTHONPATH={shlex.quote(str(tmp_path))} {shlex.quote(sys.executable)} -c {shlex.quote(FIND)}"
+    copy = tmp_path / "uv"
+    shutil.copy(shutil.which("bash"), copy)
+    script = program(tmp_path / "script", f"{build}\nexit $?")
+    return [str(copy), script, *words]
+
+
+@NEEDS_SOURCES
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the environment of another process")
+@pytest.mark.parametrize(
+    ("words", "variables", "found"),
+    [
+        ("pip install .", {"VIRTUAL_ENV": sys.prefix}, True),
+        ("pip install .", {"CONDA_PREFIX": sys.prefix}, True),
+        ("pip install .", {"VIRTUAL_ENV": "/no/such/folder"}, False),
+        ("pip install --python 3.12 .", {"VIRTUAL_ENV": sys.prefix}, False),
+        ("pip install --target folder .", {"VIRTUAL_ENV": sys.prefix}, False),
+        ("pip install .", {"VIRTUAL_ENV": sys.prefix, "UV_PYTHON": "3.12"}, False),
+        # For the project's environment, whatever is active.
+        ("sync", {"VIRTUAL_ENV": sys.prefix}, False),
+    ],
+)
+def test_uv_pip_builds_against_the_active_environment(words, variables, found, tmp_path):
+    inherited = {name: value for name, value in os.environ.items() if name not in (*STEERING, "VIRTUAL_ENV")}
+    command = uv(tmp_path, *words.split())
+    result = subprocess.run(
+        command, cwd=ROOT, env={**inherited, **variables}, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == (FOUND if found else "None\n")
+
+
+@NEEDS_SOURCES
+@NEEDS_SETUPTOOLS
+def test_old_setuptools_is_named(build_tools, monkeypatch):
+    """With --no-build-isolation it is the one of the environment, and says nothing of itself."""
+    import setuptools
+
+    monkeypatch.setattr(setuptools, "__version__", "68.1.2")
+    with pytest.raises(SystemExit, match=r"setuptools is 68\.1\.2; .* pip install 'setuptools>=77'"):
+        runpy.run_path(build_tools.backend.__file__)
 
 
 @NEEDS_SOURCES
 @pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
 def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, monkeypatch):
     """They do not say for which Python they build, so the torch to build against is unknown."""
-    monkeypatch.setattr(build_tools.installed_torch.importlib.util, "find_spec", lambda name: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     with pytest.raises(SystemExit, match=r"none in this build environment.*use --no-build-isolation"):
         getattr(build_tools.backend, hook)()
     # pip installs torch into its build environment.
     monkeypatch.setenv("PIP_BUILD_TRACKER", "x")
-    monkeypatch.setattr(build_tools.installed_torch, "_interpreter_path", list)
+    monkeypatch.setattr(build_tools.installed_torch, "_search_path", lambda python, environment: [])
     monkeypatch.setenv("PSPL_CUDA", "off")
     assert build_tools.installed_torch.REQUIREMENT in getattr(build_tools.backend, hook)()
 
@@ -302,6 +405,86 @@ def test_a_compiler_without_vector_types_builds_cuda_kernels_only(build_tools, t
 
 
 @NEEDS_SOURCES
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("CXX", "", ["c++"]),
+        ("CXX", "g++ -m64", ["g++", "-m64"]),
+        ("CXX", "ccache g++", ["g++"]),
+        ("CXX", "/usr/lib/distcc/distcc '/opt/my compilers/g++' -m64", ["/opt/my compilers/g++", "-m64"]),
+    ],
+)
+def test_compiler_with_arguments_or_a_launcher(variable, value, expected, build_tools, monkeypatch):
+    """torch's build takes the variable as the name of one program."""
+    monkeypatch.setenv(variable, value)
+    assert build_tools.compilers.cxx_compiler() == expected
+    flags = build_tools.compilers.compile_flags(windows=False)["cxx"]
+    assert flags[: len(expected) - 1] == expected[1:]
+
+
+@NEEDS_SOURCES
+@pytest.mark.parametrize(("value", "expected"), [("gcc -pthread", ["gcc", "-pthread"]), ("ccache gcc", ["gcc"])])
+def test_host_compiler_of_nvcc_with_arguments_or_a_launcher(value, expected, build_tools, tmp_path, monkeypatch):
+    arguments = tmp_path / "arguments"
+    home = fake_toolkit(tmp_path / "cuda", compiles=f'for word in "$@"; do echo "$word"; done > {arguments}')
+    monkeypatch.setenv("CC", value)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    assert build_tools.compilers.find_toolkit("13.0")[1] is None
+    words = arguments.read_text().splitlines()
+    assert words[:2] == ["-ccbin", expected[0]]
+    options = [part for option in expected[1:] for part in ("-Xcompiler", option)]
+    assert words[2 : 2 + len(options)] == options
+    assert build_tools.compilers.compile_flags(windows=False)["nvcc"] == [*options, "-O3"]
+
+
+@NEEDS_SOURCES
+def test_flags_that_change_arithmetic_are_left_out(build_tools, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CXX", program(tmp_path / "c++", "exit 0") + " -ffast-math")
+    monkeypatch.setenv("CFLAGS", "-Ofast -march=native -funsafe-math-optimizations")
+    monkeypatch.setenv("LDFLAGS", "-ffast-math")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "--use_fast_math -lineinfo -ftz=true")
+    monkeypatch.setenv("CXXFLAGS", "-DNAME='a  b'")
+    monkeypatch.setenv("PSPL_CUDA", "off")
+    build_tools.decisions.decide(fake_torch(build_tools))
+    printed = capsys.readouterr().err
+    assert (
+        "pspl_cuda: CFLAGS: -Ofast -funsafe-math-optimizations is left out, because it changes the results" in printed
+    )
+    assert "pspl_cuda: NVCC_APPEND_FLAGS: --use_fast_math -ftz=true is left out" in printed
+    assert os.environ["CXX"] == str(tmp_path / "c++")
+    assert os.environ["CFLAGS"] == "-march=native"
+    assert "LDFLAGS" not in os.environ
+    assert os.environ["NVCC_APPEND_FLAGS"] == "-lineinfo"
+    assert os.environ["CXXFLAGS"] == "-DNAME='a  b'"
+
+
+@NEEDS_SOURCES
+@NEEDS_SETUPTOOLS
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_library_built_with_inherited_flags_does_not_flush(tmp_path):
+    """A library linked with -Ofast sets the processor to flush subnormal numbers when it is loaded, for the whole process."""
+    folder = broken_tree(tmp_path)
+    for source in (folder / "csrc").rglob("*.cpp"):
+        source.write_text("")
+    arguments = ("build_ext", "--build-lib", "lib", "--build-temp", "temp")
+    # Compilers with arguments and a launcher, as a whole.
+    launcher = program(tmp_path / "ccache", 'exec "$@"')
+    flags = {"CXX": f"{launcher} g++ -m64", "CC": "gcc -pthread", "CFLAGS": "-Ofast", "LDFLAGS": "-ffast-math"}
+    code, printed = run_setup(*arguments, folder=folder, PSPL_CUDA="off", **flags)
+    assert code == 0, printed
+    library = folder / "lib" / "pspl_cuda" / "_cpu.so"
+    script = f"import ctypes; ctypes.CDLL({str(library)!r}); print(5e-324 * 1.0 > 0)"
+    loads = [sys.executable, "-c", f"import torch; {script}"]
+    assert subprocess.run(loads, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@NEEDS_SOURCES
+def test_message_of_a_compiler_in_another_encoding(build_tools, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", program(tmp_path / "c++", "printf 'erreur: pr\\351nom error\\n'; exit 1"))
+    assert "(erreur: pr\ufffdnom error)" in build_tools.compilers.why_no_cxx()
+
+
+@NEEDS_SOURCES
 def test_flags_for_msvc(build_tools):
     """cl.exe and the nvcc that calls it get no flag of g++."""
     flags = build_tools.compilers.compile_flags(windows=True)
@@ -470,7 +653,7 @@ def test_build_without_kernels(tmp_path):
     folder = broken_tree(tmp_path)
     package = folder / "lib" / "pspl_cuda"
     package.mkdir(parents=True)
-    for name in ("_cpu.abi3.so", "_cuda.abi3.so"):
+    for name in ("_cpu.so", "_cuda.so"):
         (package / name).touch()
     arguments = ("build_ext", "--build-lib", "lib", "--build-temp", "temp")
     code, printed = run_setup(*arguments, folder=folder, CXX="/no/such/compiler")

@@ -193,7 +193,7 @@ void run(const Case& c) {
   p.distance = c.distance;
   p.radius = c.radius;
   const double sigma = c.sigma > 0 ? c.sigma : c.radius == 5 ? 1.5 : c.radius / 3.0 + 0.5;
-  set_constants(p, {1, 0, 2, -1, 1, sigma, 0.01, 0.03, 1e-3}, 1.0, 0);
+  set_constants(p, {1, 0, 2, -1, 1, sigma, 0.01, 0.03, 1e-3}, 1.0);
   p.step = T(1);
 
   const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));

@@ -263,7 +263,7 @@ def test_core_numerics_with_less_than_the_processor_has(isa):
     chosen = _run([sys.executable, "-c", code], PSPL_CPU_ISA=isa).stdout.strip()
     if chosen != isa:
         pytest.skip(f"this processor has no {isa}, but {chosen}")
-    files = [HERE / "test_numerics.py", HERE / "test_backends.py", HERE / "test_nan_payloads.py"]
+    files = [HERE.parent / "kernels" / f"test_{name}.py" for name in ("numerics", "oracle", "properties", "nan")]
     pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", CORE]
     result = _run(pytest_run, PSPL_CPU_ISA=isa, PSPL_TEST_BACKENDS="cpu")
     assert result.returncode == 0, result.stdout[-3000:]

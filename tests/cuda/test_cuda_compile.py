@@ -117,7 +117,7 @@ def test_sm_100_has_packed_multiply_adds():
 @needs_nvcc
 @pytest.mark.parametrize("gpu", cuda_resources.GPUS, ids=lambda gpu: gpu.name)
 def test_plan_knows_the_resident_blocks(costs, gpu):
-    """The registers and shared memory of the compiled kernel leave room for the blocks that launch.h counts on."""
+    """The registers and shared memory of the compiled kernel leave room for the blocks that strip_plan.h counts on."""
     kernel = "strip_forward<float, float, 5, kUnit, kL1>"
     shared = cuda_resources.shared_bytes(gpu.architecture)["strip_forward<5>"]
     warps = cuda_resources.resident_warps(gpu, costs[kernel][gpu.architecture], shared)

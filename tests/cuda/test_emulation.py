@@ -256,7 +256,7 @@ PLANTS = {
     ),
     "all blocks write one partial sum": (
         "memory",
-        "outputs.cuh",
+        "reduction.cuh",
         "workspace.partials[static_cast<int64_t>(i) * blocks + blockIdx.x] = total;",
         "workspace.partials[static_cast<int64_t>(i) * blocks] = total;",
         "loss was not written",
@@ -264,15 +264,15 @@ PLANTS = {
     "grad_output ignored": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.factor;",
-        "const float factor = p.factor;",
+        "const float factor = *p.grad_output * p.sign;",
+        "const float factor = p.sign;",
         "gradient is not the product",
     ),
-    "factor applied twice": (
+    "sign applied twice": (
         "memory",
         "backward.cu",
-        "const float factor = *p.grad_output * p.factor;",
-        "const float factor = *p.grad_output * p.factor * p.factor;",
+        "const float factor = *p.grad_output * p.sign;",
+        "const float factor = *p.grad_output * p.sign * p.sign;",
         "gradient is not the product",
     ),
     "rounded before the factor": (
@@ -300,28 +300,28 @@ PLANTS = {
     ),
     "no __syncthreads in the reduction": (
         "races",
-        "outputs.cuh",
+        "reduction.cuh",
         "warp[threadIdx.x / kLanes] = value;\n  __syncthreads();",
         "warp[threadIdx.x / kLanes] = value;",
         "data race",
     ),
     "no __syncthreads before the last block knows": (
         "races",
-        "outputs.cuh",
+        "reduction.cuh",
         "__syncthreads();\n  if (!shared.is_last) return;",
         "if (!shared.is_last) return;",
         "data race",
     ),
     "no fence between partial sum and ticket": (
         "races",
-        "outputs.cuh",
+        "reduction.cuh",
         "__threadfence();\n    shared.is_last",
         "shared.is_last",
         "data race",
     ),
     "no fence between ticket and partial sums": (
         "races",
-        "outputs.cuh",
+        "reduction.cuh",
         "if (shared.is_last) __threadfence();",
         "",
         "data race",

@@ -1,4 +1,4 @@
-"""How a launch is divided among the multiprocessors of a GPU (csrc/cuda/launch.h): a table of the picks, and a check of the
+"""How a launch is divided among the multiprocessors of a GPU (csrc/cuda/strip_plan.h): a table of the picks, and a check of the
 model behind them against blocks that are scheduled one by one."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _resident(gpu) -> int:
 
 def _plan(gpu, shape, resident):
     planes, height, width = shape
-    return kernels.plan_strips(planes, height, width, 64, 5, resident, gpu.architecture, gpu.multiprocessors)
+    return kernels.plan_strips(planes, height, width, 5, resident, gpu.architecture, gpu.multiprocessors)
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)

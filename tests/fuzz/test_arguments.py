@@ -188,7 +188,7 @@ def agree(*outcomes):
 
 
 def assume_memory(*images):
-    """A kernel asked for by name refuses images on meta, where the reference traces: two promises, tested in test_errors.py."""
+    """A kernel asked for by name refuses images on meta, where the reference traces: test_functional.py tests both."""
     assume(not all(isinstance(image, torch.Tensor) and image.device.type == "meta" for image in images))
 
 

@@ -126,7 +126,7 @@ def test_a_cuda_header_that_lacks_an_include_is_found(tmp_path):
         for file in [*(CSRC / folder).glob("*.h"), *(CSRC / folder).glob("*.cuh")]:
             (tmp_path / folder).mkdir(exist_ok=True)
             shutil.copy(file, tmp_path / folder)
-    header = tmp_path / "cuda" / "outputs.cuh"
+    header = tmp_path / "cuda" / "reduction.cuh"
     header.write_text(header.read_text().replace('#include "primitives.cuh"\n', ""))
     assert "warp_sum" in parse_cuda(header).stderr
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 
 from helpers.cases import LAYOUTS, check_against_oracle, smooth_pair
 
@@ -110,36 +108,6 @@ def test_constants(backend, keywords):
     """Every constant of the paper is a keyword that does something."""
     sr, hr = smooth_pair((1, 2, 15, 22), seed=3, device=backend.device)
     check_against_oracle(backend, sr, hr, 0.9, maps=True, **keywords)
-
-
-@given(
-    shape=st.tuples(*(st.integers(1, n) for n in (2, 3, 40, 40))),
-    window_size=st.sampled_from([1, 3, 5, 7, 9, 11, 15]),
-    sigma=st.floats(0.5, 6),
-    padding=st.sampled_from(["zeros", "reflect", "replicate"]),
-    distance=st.sampled_from(["l1", "l2", "charbonnier"]),
-    reduction=st.sampled_from(["mean", "sum", "none"]),
-    step=st.floats(0.5, 20),
-    mu=st.floats(-1, 1),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_drawn(backend, shape, window_size, sigma, padding, distance, reduction, step, mu, dtype, seed):
-    """Combinations that nobody thought of."""
-    sr, hr = smooth_pair(shape, seed, dtypes=(dtype, dtype), device=backend.device)
-    check_against_oracle(
-        backend,
-        sr,
-        hr,
-        step,
-        mu=mu,
-        window_size=window_size,
-        sigma=sigma,
-        padding=padding,
-        distance=distance,
-        reduction=reduction,
-    )
 
 
 # ---------------------------------------------------------------- dtypes

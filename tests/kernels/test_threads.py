@@ -70,20 +70,6 @@ def test_concurrent_calls_give_the_same_bits(cpu):
         assert all(pool.map(repeat, range(len(work))))
 
 
-def test_one_module_called_by_several_threads_counts_every_call(cpu):
-    """nn.DataParallel and Hogwild share a loss: the count may not lose a call while another thread computes."""
-    loss = pspl_cuda.PSPLLoss(backend="cpu")
-    sr, hr = smooth_pair((1, 1, 8, 9))
-    step = torch.tensor(1.0)
-    with ThreadPoolExecutor(4) as pool:
-        # With a step of its own a call counts nothing; the others are counted by the thread that owns the loss.
-        futures = [pool.submit(loss, sr, hr, step) for _ in range(100)]
-        for _ in range(50):
-            loss(sr, hr)
-        assert len({future.result().item() for future in futures}) == 1
-    assert loss.iteration == 50
-
-
 def test_other_threads_run_meanwhile(cpu):
     """The kernel holds no lock of Python's: a thread goes on counting while a long call runs in another."""
     sr, hr = smooth_pair((1, 3, 700, 700))
@@ -199,16 +185,3 @@ def test_nothing_leaks(name):
     many(calls)
     grown = resident_bytes() - before
     assert grown < calls * 32, f"{grown} bytes in {calls} calls"
-
-
-@pytest.mark.not_on("emulated")  # too slow
-def test_thread_count_does_not_change_the_result(fused):
-    """Jobs are fixed pieces of the image, whoever computes them."""
-    sr, hr = (leaf(x) for x in smooth_pair((3, 3, 120, 131), device=fused.device))
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        loss = fused.pspl_loss(sr, hr, 1.0)
-        results.append((loss.detach(), *torch.autograd.grad(loss, sr)))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

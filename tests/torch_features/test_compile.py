@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import pspl_cuda
+from helpers import backends, tolerances
 from helpers.cases import distinct_pair, leaf_copy, smooth_pair
+from helpers.drawn import PACES, WINDOWS, pair_recipes
 from pspl_cuda import PSPLLoss
 from pspl_cuda.config import DISTANCES
 
@@ -240,6 +245,49 @@ def test_bad_numbers_are_refused_in_a_graph(dispatched, compiled, bad):
     function, _ = compiled(lambda a, b, **keywords: dispatched.pspl_loss(a, b, 1.0, **keywords))
     with pytest.raises(Exception, match=f"{next(iter(bad))} is .*; expected"):
         function(sr, hr, **bad)
+
+
+@settings(max_examples=max(1, settings().max_examples // 8))
+@given(
+    recipe=pair_recipes(largest=(2, 3, 20, 20)),
+    window=WINDOWS,
+    pace=PACES,
+    distance=st.sampled_from(DISTANCES),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    needs_hr=st.booleans(),
+    is_output=st.booleans(),
+    dynamic=st.sampled_from([None, True]),
+)
+def test_compile_drawn_calls(recipe, window, pace, distance, reduction, needs_hr, is_output, dynamic):
+    """Layouts, dtypes and keywords: values, dtypes and strides of eager mode."""
+    if why_not := backends.why_not("cpu"):
+        pytest.skip(why_not)
+    pair = recipe.make()
+
+    def function(a, b):
+        keywords = {"distance": distance, "reduction": reduction, "backend": "cpu", **window, **pace}
+        return pspl_cuda.pspl_loss(0.9 * a if is_output else a, b, 1.0, **keywords)
+
+    torch._dynamo.reset()
+    results = []
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)):
+        a, b = pair[0].detach().requires_grad_(), pair[1].detach().requires_grad_(needs_hr)
+        loss = run(a, b)
+        gradients = torch.autograd.grad(loss, [a, b][: 1 + needs_hr], torch.full_like(loss, 3.0))
+        results.append([loss.detach(), *gradients])
+    # A compiled graph computes alpha * step + beta in float64: delta, 1 / delta and its product with the constant then have 3
+    # roundings of the kernel's 6. Where they differ, so do, in both, the roundings at a pixel of the exponent's root, which
+    # counts twice, and of its square. Together 12 + 6 + 2 * 3 roundings in the exponent, twice those of delta.
+    delta, compute = pace["alpha"] + pace["beta"], tolerances.compute_dtype(*pair)
+    exponent = tolerances.largest_exponent(delta, pace["mu"]) * (1 if distance == "l1" else 2)
+    delta_error = 2 * exponent * tolerances.rounded_delta(delta, compute)
+    for i, (wanted, got) in enumerate(zip(*results, strict=True)):
+        assert got.dtype == wanted.dtype
+        assert i > 0 or got.stride() == wanted.stride()
+        # A product of 3 and the gradient is rounded in another order.
+        tolerance = 4 * torch.finfo(got.dtype).eps + delta_error
+        atol = tolerance * wanted.abs().max().item() + torch.finfo(got.dtype).tiny
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

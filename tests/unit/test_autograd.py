@@ -141,10 +141,11 @@ def test_retain_graph(backend, distance):
 
 
 @pytest.mark.parametrize("wanted", ["sr", "hr", "both"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_last_backward_reuses_the_saved_gradient(fused, dtype, wanted, reduction):
-    """The gradient takes the saved gradient's memory only in the last backward pass, except in float64, and has the same bits."""
+    """The gradient takes the saved gradient's memory only in the last backward pass, except in float64 and where the gradient of
+    float16 images is saved in float32, and has the same bits."""
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     inputs = {"sr": [leaf_copy(sr)], "hr": [leaf_copy(hr)], "both": [leaf_copy(sr), leaf_copy(hr)]}[wanted]
     loss = fused.pspl_loss(
@@ -155,7 +156,9 @@ def test_last_backward_reuses_the_saved_gradient(fused, dtype, wanted, reduction
     assert all(gradient.data_ptr() != saved_gradient.data_ptr() for gradient in kept)
     last = torch.autograd.grad(loss, inputs, torch.full_like(loss, 3.0))
     assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
-    assert (last[0].data_ptr() == saved_gradient.data_ptr()) == (wanted != "hr" and dtype != torch.float64)
+    assert (last[0].data_ptr() == saved_gradient.data_ptr()) == (
+        wanted != "hr" and dtype in (torch.float32, torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -208,6 +211,61 @@ def test_loss_scale(backend, dtype):
     expected = np.sign((sr.detach().float() - hr.float()).cpu().double().numpy()) * 0.01 * 65536 / n
     assert 0.01 / n < 2.0**-25, "this batch is no test: 1 / n does not underflow"
     tolerances.assert_gradient(sr.grad, expected, torch.float32)
+
+
+# Of Eq. 8, from the first iteration to the end of a run. Attention reaches float16's range after about a third of a step.
+SCHEDULE = (0.0, 1e-3, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0, 3.0, 20.0, 60.0)
+
+
+def _assert_rounded_once(gradient, expected, step, distance):
+    """A float16 gradient is the exact one within the budget of float32 and one rounding; infinite beyond float16's range."""
+    growth = tolerances.growth(step, distance=distance, budget=tolerances.GRADIENT)
+    overflow = np.abs(expected) >= 65520  # halfway from the largest number to the next one
+    assert np.array_equal(gradient.isinf().cpu().numpy(), overflow)
+    inside = torch.from_numpy(~overflow).to(gradient.device)
+    tolerances.assert_gradient(gradient[inside], expected[~overflow], torch.float32, growth)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_float16_rounds_once_at_every_step(backend, distance, reduction):
+    """Under a loss scale of 2^16, from the first step on, where the attention is far below the range of float16."""
+    sr, hr = distinct_pair((1, 1, 32, 32), torch.float16, backend.device)
+    for step in SCHEDULE:
+        leaf = leaf_copy(sr)
+        loss = backend.pspl_loss(leaf, hr, step, distance=distance, reduction=reduction)
+        (2.0**16 * loss).backward()
+        expected = oracle.pspl(
+            *(x.cpu().double().numpy() for x in (sr, hr)),
+            step,
+            distance=distance,
+            reduction=reduction,
+            upstream=2.0**16,
+        )
+        _assert_rounded_once(leaf.grad, expected.grad_sr, step, distance)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_float16_under_a_grad_scaler(backend, reduction):
+    """The scaler's factor falls while gradients overflow and grows while they do not; each gradient is rounded once."""
+    sr, hr = distinct_pair((1, 1, 32, 32), torch.float16, backend.device)
+    weight = torch.ones((), device=backend.device, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    scaler = torch.amp.GradScaler(backend.device.type, growth_interval=1)
+    scales = []
+    for step in SCHEDULE:
+        output = weight.half() * sr
+        output.retain_grad()
+        scaler.scale(backend.pspl_loss(output, hr, step, reduction=reduction)).backward()
+        scales.append(scaler.get_scale())
+        expected = oracle.pspl(
+            *(x.detach().cpu().double().numpy() for x in (output, hr)), step, reduction=reduction, upstream=scales[-1]
+        )
+        _assert_rounded_once(output.grad, expected.grad_sr, step, "l1")
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert max(scales) > scales[0], "the scaler's factor never grew"
 
 
 def test_scaled_gradient_overflows_to_infinity(backend):
@@ -280,17 +338,16 @@ def test_nothing_is_saved_without_gradient(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_only_the_gradient_is_saved(fused, dtype):
-    """For l1, one tensor of the image's size and dtype, which becomes the gradient, and no image."""
+    """For l1, one tensor of the image's size, which becomes the gradient unless it is wider, and no image."""
     sr, hr = distinct_pair((1, 2, 9, 10), dtype, fused.device)
     sr = leaf_copy(sr)
     with _Saved() as saved:
         fused.pspl_loss(sr, hr, 1.0, return_stats=True)
     (saved_gradient,) = saved
     assert saved_gradient.shape == sr.shape
-    assert saved_gradient.dtype == dtype
-    if dtype != torch.float16:  # saved with a power of two that keeps it in range
-        expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
-        tolerances.assert_gradient(saved_gradient, expected.grad_sr, tolerances.compute_dtype(sr, hr))
+    assert saved_gradient.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+    expected = oracle.pspl(sr.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
+    tolerances.assert_gradient(saved_gradient, expected.grad_sr, tolerances.compute_dtype(sr, hr))
 
 
 def test_images_may_change_after_forward(backend):
@@ -417,6 +474,3 @@ def test_autocast_network(backend):
         output.grad, expected.grad_sr, torch.float32, tolerances.FAR_GRADIENT_FACTOR if far else 1
     )
     assert layer.weight.grad.abs().sum() > 0
-
-
-# ---------------------------------------------------------------- operators

@@ -265,6 +265,17 @@ def test_redux_name_in_any_case(plugin):
         assert type(model.losses["l_g_pspl"]) is module.PSPLLoss
 
 
+def test_redux_documented_options(plugin, batch):
+    """They replace charbonnierloss of the framework's templates: sqrt(d^2 + 1e-12), weight 1, once the weights have grown."""
+    (options,) = yaml.safe_load(snippet("traiNNer-redux", "yaml"))["losses"]
+    model_class, modules = stubs.trainner_redux(weighted_by_loop=True)
+    plugin("trainner_redux", modules)
+    model = model_class({**options, "start_iteration": 100 * options["total_iterations"]}, amp=False)
+    total = model.optimize_parameters(*batch)
+    plain = (model.output - batch[1]).square().add(1e-12).sqrt().mean()
+    torch.testing.assert_close(total, plain, rtol=1e-3, atol=0)
+
+
 def test_redux_negative_weight(plugin, batch):
     """Its sign chooses the upscaled input as target, made in inference mode; its size is the factor."""
     model_class, modules = stubs.trainner_redux(weighted_by_loop=True)

@@ -22,13 +22,62 @@ def test_backend_info_is_plain_and_honest():
     assert json.loads(json.dumps(info)) == info
     for name in ("cpu", "cuda"):
         assert info[name]["available"] == (info[name]["reason"] is None)
+        assert info[name]["available"] or info[name]["reason"].endswith(".")
         assert info[name]["available"] == torch._C._dispatch_has_kernel_for_dispatch_key(
             "pspl_cuda::forward", name.upper()
         )
+    assert info["torch"] == torch.__version__
+    assert isinstance(info["cuda"]["architectures"], list)
     if torch.version.cuda is None:
         assert not info["cuda"]["available"]
     if info["cpu"]["available"]:
         assert info["cpu"]["instruction_set"] in ("avx512", "avx2", "baseline")
+
+
+def test_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """git clone makes one. Python takes it for a namespace package where the package is found by a hook, not on the path."""
+    (tmp_path / "pspl_cuda").mkdir()
+    command = [sys.executable, "-c", "import pspl_cuda; print(pspl_cuda.__file__)"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == pspl_cuda.__file__
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the package and the C++ sources, without libraries."""
+    root = Path(_library.__file__).parents[1]
+    if not (root / "csrc").exists():
+        pytest.skip("needs the source tree")
+    for name in ("pspl_cuda", "csrc"):
+        shutil.copytree(
+            root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+        )
+    return tmp_path
+
+
+def backend_info_in(folder):
+    code = "import json, pspl_cuda; print(json.dumps([pspl_cuda.__file__, pspl_cuda.backend_info()]))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    path, info = json.loads(result.stdout)
+    assert Path(path).parent == folder / "pspl_cuda"
+    return info
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"), [("cpu/dispatch.h", True), ("bindings/operators.h", True), ("cuda", False)]
+)
+def test_library_built_from_other_sources_is_not_loaded(changed, stale, clone):
+    """After git pull in an editable installation, or in a newer clone than the installed package."""
+    if not pspl_cuda.backend_info()["cpu"]["available"]:
+        pytest.skip("the CPU kernel is not built")
+    for name in ("_cpu.so", "_build.json"):
+        shutil.copy(_library._PACKAGE / name, clone / "pspl_cuda" / name)
+    assert backend_info_in(clone)["cpu"]["available"]
+    path = clone / "csrc" / changed
+    path = path if path.is_file() else next(path.glob("*.cu"))
+    path.write_text(path.read_text() + "// new\n")
+    message = f"it was built from other sources than those in {clone / 'csrc'}: reinstall the package."
+    assert backend_info_in(clone)["cpu"]["reason"] == (message if stale else None)
 
 
 def test_less_than_the_processor_has_can_be_asked_for():
@@ -171,13 +220,3 @@ def test_source_folder_finds_the_installed_kernels(tmp_path):
     path, available = result.stdout.split()
     assert Path(path).parent == copy
     assert available == "True"
-
-
-def test_backend_info_says_why_not():
-    """Plain data, one reason exactly where a kernel is missing."""
-    info = pspl_cuda.backend_info()
-    for name in ("cpu", "cuda"):
-        assert info[name]["available"] is (info[name]["reason"] is None)
-        assert info[name]["reason"] is None or len(info[name]["reason"]) > 10
-    assert info["torch"] == torch.__version__
-    assert isinstance(info["cuda"]["architectures"], list)

@@ -1,12 +1,9 @@
 // The kernels of bfloat16 images.
-#include "../generic_forward.cuh"
-#include "../strip_forward.cuh"
+#include "launch_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<__nv_bfloat16, __nv_bfloat16>(const ForwardParams<float>&, const Workspace&,
-                                                                 const Device&, cudaStream_t);
-template cudaError_t launch_generic<float, __nv_bfloat16, __nv_bfloat16>(const ForwardParams<float>&, const Workspace&,
-                                                                         cudaStream_t);
+template cudaError_t launch_forward<DType::kBFloat16, DType::kBFloat16>(const ForwardParams<float>&, const Workspace&,
+                                                                        const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -1,11 +1,9 @@
 // The kernels of float16 images.
-#include "../generic_forward.cuh"
-#include "../strip_forward.cuh"
+#include "launch_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<__half, __half>(const ForwardParams<float>&, const Workspace&, const Device&,
-                                                   cudaStream_t);
-template cudaError_t launch_generic<float, __half, __half>(const ForwardParams<float>&, const Workspace&, cudaStream_t);
+template cudaError_t launch_forward<DType::kFloat16, DType::kFloat16>(const ForwardParams<float>&, const Workspace&,
+                                                                      const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -1,11 +1,9 @@
 // The kernels of float16 sr and float32 hr.
-#include "../generic_forward.cuh"
-#include "../strip_forward.cuh"
+#include "launch_forward.cuh"
 
 namespace pspl::cuda {
 
-template cudaError_t launch_strips<__half, float>(const ForwardParams<float>&, const Workspace&, const Device&,
-                                                  cudaStream_t);
-template cudaError_t launch_generic<float, __half, float>(const ForwardParams<float>&, const Workspace&, cudaStream_t);
+template cudaError_t launch_forward<DType::kFloat16, DType::kFloat32>(const ForwardParams<float>&, const Workspace&,
+                                                                      const Device&, cudaStream_t);
 
 }  // namespace pspl::cuda

@@ -125,12 +125,12 @@ def _forward(sr, hr, step_tensor, step, *arguments):
     return result, gradient, stats
 
 
-def _run_backward(gradient, saved_gradient, grad_output, factor):
+def _run_backward(gradient, saved_gradient, grad_output, sign):
     kernels.backward(
         saved_gradient.data_ptr(),
         _DTYPES.index(saved_gradient.dtype),
         grad_output.data_ptr(),
-        factor,
+        sign,
         gradient.data_ptr(),
         _DTYPES.index(gradient.dtype),
         saved_gradient.numel(),
@@ -139,12 +139,12 @@ def _run_backward(gradient, saved_gradient, grad_output, factor):
     return gradient
 
 
-def _backward(saved_gradient, grad_output, factor, dtype):
-    return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, factor)
+def _backward(saved_gradient, grad_output, sign, dtype):
+    return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, sign)
 
 
-def _backward_(saved_gradient, grad_output, factor):
-    _run_backward(saved_gradient, saved_gradient, grad_output, factor)
+def _backward_(saved_gradient, grad_output):
+    _run_backward(saved_gradient, saved_gradient, grad_output, 1)
 
 
 def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:

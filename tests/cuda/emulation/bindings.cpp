@@ -7,7 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
+#include "cuda/strip_plan.h"
 #include "pspl_math.h"
 
 namespace py = pybind11;
@@ -61,7 +62,7 @@ pspl::ForwardParams<T> params(const py::dict& d) {
   const auto c = d["constants"].cast<std::array<double, pspl::kNumConstants>>();
   pspl::Constants constants;
   std::memcpy(&constants, c.data(), sizeof(constants));
-  pspl::set_constants(p, constants, d["loss_weight"].cast<double>(), d["gradient_exponent"].cast<int>());
+  pspl::set_constants(p, constants, d["loss_weight"].cast<double>());
   p.step = static_cast<T>(d["step"].cast<double>());
   p.step_tensor = pointer<const void>(d["step_tensor"]);
   p.step_dtype = static_cast<pspl::DType>(d["step_dtype"].cast<int>());
@@ -80,10 +81,10 @@ int64_t workspace_size(const py::dict& d) { return pspl::cuda::workspace_size(pa
 pspl::cuda::Device device(int multiprocessors) { return {emulation::kArchitecture, multiprocessors, 228 * 1024}; }
 
 // The rows of a strip and the blocks of a launch.
-std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int strip_width, int radius, int resident,
-                                    int architecture, int multiprocessors) {
+std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int radius, int resident, int architecture,
+                                    int multiprocessors) {
   const auto plan =
-      pspl::cuda::plan_strips(planes, height, width, strip_width, radius, resident, {architecture, multiprocessors, 0});
+      pspl::cuda::plan_strips(planes, height, width, radius, resident, {architecture, multiprocessors, 0});
   return {plan.rows, pspl::cuda::strip_blocks(plan)};
 }
 
@@ -98,10 +99,10 @@ void forward(const py::dict& d, uintptr_t partials, uintptr_t ticket, int multip
   check(pspl::cuda::forward<T>(params<T>(d), workspace, device(multiprocessors), nullptr));
 }
 
-void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float factor, uintptr_t gradient,
+void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, float sign, uintptr_t gradient,
               int dtype, int64_t numel, int multiprocessors) {
   check(pspl::cuda::backward({reinterpret_cast<const void*>(saved_gradient), static_cast<pspl::DType>(saved_dtype),
-                              reinterpret_cast<const float*>(grad_output), factor, reinterpret_cast<void*>(gradient),
+                              reinterpret_cast<const float*>(grad_output), sign, reinterpret_cast<void*>(gradient),
                               static_cast<pspl::DType>(dtype), numel},
                              device(multiprocessors), nullptr));
 }

@@ -4,36 +4,35 @@
 //
 //   driver all     every dtype, padding, window, layout and tail
 //   driver small   a few images that one OS thread per CUDA thread can manage
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cuda/generic_forward.cuh"
-#include "cuda/launch.h"
-#include "cuda/strip_forward.cuh"
+#include "cuda/kernels.h"
 #include "pspl_math.h"
 
 using namespace pspl;
 
 #if defined(PSPL_FLOAT32_ONLY)
 // Planted bugs are compiled in one element type; the linker needs the others.
-#define PSPL_NO_KERNELS(Sr, Hr)                                                                                   \
-  template <>                                                                                                     \
-  cudaError_t launch_strips<Sr, Hr>(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t) { \
-    return cudaErrorInvalidValue;                                                                                 \
-  }                                                                                                               \
-  template <>                                                                                                     \
-  cudaError_t launch_generic<float, Sr, Hr>(const ForwardParams<float>&, const Workspace&, cudaStream_t) {        \
-    return cudaErrorInvalidValue;                                                                                 \
-  }
 namespace pspl::cuda {
-PSPL_NO_KERNELS(__half, __half)
-PSPL_NO_KERNELS(__nv_bfloat16, __nv_bfloat16)
-PSPL_NO_KERNELS(__half, float)
-PSPL_NO_KERNELS(__nv_bfloat16, float)
+template <DType, DType>
+cudaError_t launch_forward(const ForwardParams<float>&, const Workspace&, const Device&, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t launch_forward<DType::kFloat32, DType::kFloat32>(const ForwardParams<float>&, const Workspace&,
+                                                             const Device&, cudaStream_t);
+template <size_t... kPair>
+auto instantiate(std::index_sequence<kPair...>) {
+  return std::array{&launch_forward<kFloat32Pairs[kPair].sr, kFloat32Pairs[kPair].hr>...};
+}
+const auto launchers = instantiate(std::make_index_sequence<std::size(kFloat32Pairs)>());
 }  // namespace pspl::cuda
 #endif
 
@@ -157,7 +156,7 @@ void store(void* data, DType dtype, double value) {
   if (dtype == DType::kBFloat16) *static_cast<__nv_bfloat16*>(data) = __double2bfloat16(value);
 }
 
-// Each element is factor * grad_output * saved_gradient, formed in float32 and rounded once.
+// Each element is sign * grad_output * saved_gradient, formed in float32 and rounded once.
 void expect_product(const void* gradient, DType dtype, const void* saved, DType saved_dtype, float product,
                     int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -181,8 +180,8 @@ void backward(const ForwardParams<float>& p, const cuda::Device& device) {
       const auto scalar = std::make_unique<float>(grad_output);
       for (const DType out : dtypes) {
         const Memory gradient((count - offset) * bytes_of(out));
-        check(cuda::backward({from, saved, scalar.get(), -0.5f, gradient.data, out, count - offset}, device, nullptr));
-        expect_product(gradient.data, out, from, saved, grad_output * -0.5f, count - offset);
+        check(cuda::backward({from, saved, scalar.get(), -1.0f, gradient.data, out, count - offset}, device, nullptr));
+        expect_product(gradient.data, out, from, saved, -grad_output, count - offset);
       }
       const Memory in_place((count - offset) * bytes_of(saved));
       std::memcpy(in_place.data, from, (count - offset) * bytes_of(saved));
@@ -214,10 +213,8 @@ void run(const Case& c) {
   p.radius = c.radius;
   p.step = T(1);
   // As pspl_cuda/autograd.py chooses it.
-  const DType saved = sizeof(T) == 8                                                             ? DType::kFloat64
-                      : c.sr == DType::kFloat16 && (c.distance == Distance::kL2 || c.everything) ? DType::kFloat32
-                                                                                                 : c.sr;
-  set_constants(p, {1, 0, 2, -1, 1, 1.5, 0.01, 0.03, 1e-3}, 1.0, saved == DType::kFloat16 ? 10 : 0);
+  const DType saved = sizeof(T) == 8 ? DType::kFloat64 : c.sr == DType::kFloat16 ? DType::kFloat32 : c.sr;
+  set_constants(p, {1, 0, 2, -1, 1, 1.5, 0.01, 0.03, 1e-3}, 1.0);
 
   const Memory gradient(p.numel() * bytes_of(saved));
   const Memory loss(sizeof(T));

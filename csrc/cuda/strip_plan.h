@@ -1,56 +1,20 @@
-// How the CUDA kernels are launched: their interface, and what a launch divides the images into. Plain structs, a
-// stream and host arithmetic. A launcher returns the status of its launch; it does not allocate or synchronise.
+// What a launch divides the images into: strips of columns, one per warp. Host arithmetic.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdint>
 
-#include "../pspl_params.h"
+#include "block.h"
+#include "kernels.h"
 
 namespace pspl::cuda {
 
-// ---------------------------------------------------------------- interface
-
-struct Device {
-  int architecture;  // 10 * major + minor, as in sm_90
-  int multiprocessors;
-  int64_t shared_bytes;  // of one multiprocessor
-};
-
-// Memory that a forward launch needs besides its outputs.
-struct Workspace {
-  double* partials;  // [workspace_size()], uninitialised
-  unsigned* ticket;  // one counter, 0 before and after a launch; launches that share it must be on one stream
-};
-
-// Whether forward() reads images of these dtypes: both of one dtype, or sr of 16 bits and hr float32, as under
-// autocast.
-constexpr bool has_kernels(DType sr, DType hr) {
-  return sr == hr || ((sr == DType::kFloat16 || sr == DType::kBFloat16) && hr == DType::kFloat32);
-}
-
-// The number of partial sums that forward() may write.
-template <typename T>
-int64_t workspace_size(const ForwardParams<T>& params);
-
-template <typename T>
-cudaError_t forward(const ForwardParams<T>& params, const Workspace& workspace, const Device& device,
-                    cudaStream_t stream);
-
-cudaError_t backward(const BackwardParams& params, const Device& device, cudaStream_t stream);
-
-// ---------------------------------------------------------------- geometry of a forward launch
-
-constexpr int kLanes = 32;
-constexpr int kWarps = 4;
-constexpr int kThreads = kLanes * kWarps;
+// Columns of a lane, of which 2 R partial sums of 4 moments each stay in registers, and of a warp.
+constexpr int kColumns = 2;
+constexpr int kStripColumns = kLanes * kColumns;
 
 constexpr int kMinStripRows = 8;
 constexpr int kMaxCuts = 512;  // strip heights that are tried
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether the strip kernel keeps only s and d in shared memory, and squares them each time it loads them. In
 // simulations this takes 5 to 14 % less time where shared memory and issue slots are the limit, and up to 6 % more
@@ -81,9 +45,8 @@ inline int64_t strip_blocks(const StripPlan& plan) { return ceil_div(plan.strips
 // of a row is modelled as the number of warps on a multiprocessor. Blocks of a first, incomplete wave are spread
 // evenly. A later, incomplete wave takes as long as a complete one, because the multiprocessors that finish first fill
 // up again.
-inline StripPlan plan_strips(int64_t planes, int height, int width, int strip_width, int radius, int resident,
-                             const Device& device) {
-  const int64_t across = ceil_div(width, strip_width);
+inline StripPlan plan_strips(int64_t planes, int height, int width, int radius, int resident, const Device& device) {
+  const int64_t across = ceil_div(width, kStripColumns);
   StripPlan best{};
   int64_t best_time = INT64_MAX;
   const int cuts = std::max(1, std::min(kMaxCuts, height / kMinStripRows));
@@ -107,11 +70,6 @@ inline StripPlan plan_strips(int64_t planes, int height, int width, int strip_wi
 // No forward launch has more blocks: one per kThreads columns of kMinStripRows rows.
 constexpr int64_t most_blocks(int64_t planes, int64_t height, int64_t width) {
   return planes * ceil_div(height, kMinStripRows) * ceil_div(width, kThreads);
-}
-
-template <typename T>
-int64_t workspace_size(const ForwardParams<T>& params) {
-  return kNumSums * most_blocks(params.planes(), params.height, params.width);
 }
 
 }  // namespace pspl::cuda
