@@ -21,7 +21,7 @@ from .cases import DTYPES, LAYOUTS, parse_size, select
 from .harness import Run
 from .implementations import KEYS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("runs/benchmarks")
 SECONDS_PER_CASE = 12.0
 QUICK_SECONDS_PER_CASE = 6.0
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--quick", action="store_true", help="two sizes and fewer repeats: about two minutes")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if torch finds a GPU")
-    add("--out", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
+    add("--out", type=Path, default=RESULTS, help="output folder (default: %(default)s)")
     add("--sizes", type=_size, nargs="+", metavar="NxCxHxW", help="sizes that replace the standard list")
     add("--dtypes", choices=DTYPES, nargs="+", help="only these (with --sizes: each of these)")
     add("--layouts", choices=LAYOUTS, nargs="+", help="only these (with --sizes: each of these)")

@@ -166,8 +166,8 @@ def readme(rows: list[dict]) -> str:
         if found.get(OURS) and found.get(BASELINE)
     }
     lines = [
-        "Forward + backward on {device}, torch {torch}, {date}. Images are float32 unless named. PSPL and the official formula are "
-        "multiples of `nn.L1Loss`: the median, and 20-80 % of the calls.".format_map(rows[0]),
+        "Forward + backward on {device}, torch {torch}, {date}. Images are float32 unless named. PSPL and the official formula "
+        "are multiples of `nn.L1Loss`: the median, and 20-80 % of the calls.".format_map(rows[0]),
         "",
         _line(["", f"`{BASELINE}`", "PSPL", "official formula"]),
         "|---" * 4 + "|",

@@ -1,4 +1,4 @@
-"""The same with Lightning: PSPLSchedule takes the iteration from the trainer, so a resumed run finds its schedule again."""
+"""The training of minimal.py with Lightning. PSPLSchedule follows the trainer, so a resumed run continues the schedule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Enlarger(lightning.LightningModule):
 
 def main(iterations: int = 500, **trainer_options) -> Enlarger:
     module = Enlarger(iterations)
-    trainer = lightning.Trainer(max_steps=iterations, callbacks=[PSPLSchedule()], **trainer_options)
+    trainer = lightning.Trainer(
+        max_steps=iterations, callbacks=[PSPLSchedule()], default_root_dir="runs", **trainer_options
+    )
     trainer.fit(module, DataLoader(Patches(BATCH * iterations), batch_size=BATCH))
     return module
 

@@ -286,6 +286,11 @@ def test_readme_needs_rows_to_show(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_default_folder_is_ignored_by_git():
+    folder = command.parser().get_default("out").parts[0]
+    assert f"{folder}/\n" in (ROOT / ".gitignore").read_text()
+
+
 README_ROWS = "benchmarks/results/amd-epyc-2-threads.json"
 
 
