@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import sys
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +69,14 @@ CONSTANTS: dict[str, dict[str, float]] = {
 _CHOICES = {"distance": DISTANCES, "padding": PADDINGS, "reduction": REDUCTIONS}
 
 
+def plain_number(value: Any) -> Any:
+    """``value`` as an int or a float if it is another real number, such as NumPy's; else unchanged."""
+    # float and int come first, because isinstance() of an abstract type is slow.
+    if isinstance(value, (float, int)) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def is_a(value: object, types: type | tuple[type, ...]) -> bool:
     """isinstance(), with bool not counted as a number."""
     return isinstance(value, types) and (types is bool or not isinstance(value, bool))
@@ -83,6 +93,7 @@ def refusal(name: str, value: object, types: type | tuple[type, ...], expected: 
 
 def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -MAX_FLOAT) -> float:
     """Return ``value`` as a float if it is a finite number above ``above`` and of at least ``least``; raise otherwise."""
+    value = plain_number(value)
     # math.isfinite cannot be compiled for a float that changes.
     if is_a(value, (int, float)) and value > above and least <= value <= MAX_FLOAT:
         return float(value)
@@ -91,11 +102,14 @@ def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: floa
 
 
 def check_count(name: str, value: Any, *, least: int, most: int = MAX_COUNT) -> int:
-    """Return ``value`` if it is an integer from ``least`` to ``most``; raise otherwise."""
-    if is_a(value, int) and least <= value <= most:
-        return value
-    too_large = is_a(value, int) and value > most
-    raise refusal(name, value, int, f"an integer {f'from {least} to {most}' if too_large else f'of at least {least}'}")
+    """Return ``value`` as an int if it is a whole number from ``least`` to ``most``, such as the float 3.0e+5 of a YAML file."""
+    value = plain_number(value)
+    if is_a(value, (int, float)) and least <= value <= most and value == int(value):
+        return int(value)
+    too_large = is_a(value, (int, float)) and value > most
+    raise refusal(
+        name, value, (int, float), f"an integer {f'from {least} to {most}' if too_large else f'of at least {least}'}"
+    )
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -112,22 +126,31 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     raise refusal(name, value, str, f"one of {', '.join(map(repr, choices))}")
 
 
-def _check_field(name: str, value: Any) -> Any:
-    if name in _CHOICES:
-        return check_choice(name, value, _CHOICES[name])
-    if name == "window_size":
-        if is_a(value, int) and 1 <= value <= MAX_WINDOW_SIZE and value % 2 == 1:
-            return value
-        raise refusal(name, value, int, f"an odd integer from 1 to {MAX_WINDOW_SIZE}")
-    return check_scalar(name, value, **CONSTANTS[name])
-
-
 def _check_magnitude(what: str, value: float, least: float, most: float) -> None:
     # The kernels compute in float32, with a reciprocal that treats subnormal numbers as zero.
     if not least <= abs(value) <= most:
         raise ValueError(
             f"{what} is {value!r}, which leaves the range of float32; expected a magnitude from {least:g} to {most:g}."
         )
+
+
+def check_weight(name: str, value: Any) -> float:
+    """Return a factor on the loss as a float: 0, or of a magnitude that float32 has."""
+    weight = check_scalar(name, value)
+    if weight != 0:
+        _check_magnitude(name, weight, 1e-37, 1e37)
+    return weight
+
+
+def _check_field(name: str, value: Any) -> Any:
+    if name in _CHOICES:
+        return check_choice(name, value, _CHOICES[name])
+    if name == "window_size":
+        value = plain_number(value)
+        if is_a(value, int) and 1 <= value <= MAX_WINDOW_SIZE and value % 2 == 1:
+            return value
+        raise refusal(name, value, int, f"an odd integer from 1 to {MAX_WINDOW_SIZE}")
+    return check_scalar(name, value, **CONSTANTS[name])
 
 
 def _check_config(*constants: Any) -> Config:
@@ -139,6 +162,13 @@ def _check_config(*constants: Any) -> Config:
     roots = {"k1 * data_range": config.k1 * config.data_range, "k2 * data_range": config.k2 * config.data_range}
     for what, root in {**roots, "eps": config.eps}.items():
         _check_magnitude(what, root, math.sqrt(1e-37), math.sqrt(1e37))
+    if config.gamma > 0:
+        peak = config.gamma * config.data_range
+        if config.distance == "l1":
+            _check_magnitude("gamma * data_range", peak, 0, 1e37)
+        else:  # its square is used, also of errors beyond the data range
+            _check_magnitude(f"gamma with distance {config.distance!r}", config.gamma, math.sqrt(1e-37), 1e37)
+            _check_magnitude(f"gamma * data_range with distance {config.distance!r}", peak, 0, 1e15)
     return config
 
 
@@ -194,8 +224,24 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
         )
     if sr.numel() == 0:
         raise ValueError(f"sr and hr are empty, shape {tuple(sr.shape)}; expected at least one pixel.")
+    if sr.shape[-1] <= 4 < 16 <= min(sr.shape[-3:-1]) and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"sr and hr have shape {tuple(sr.shape)}, which looks like channels last; the dimensions are [..., C, H, W]. "
+            "Call .movedim(-1, -3) on both if the last dimension is the channels.",
+            stacklevel=4,
+        )
     if sr.device != hr.device:
         raise ValueError(f"sr is on {sr.device} and hr is on {hr.device}; expected the same device.")
+
+
+def warn_of_iterations(step: Any) -> None:
+    """Warn of a ``step`` that can only be a count of iterations. Larger ones ask for uniform weights."""
+    if isinstance(step, int) and 1000 <= step < 10**7 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"step is {step}, which is {step} thousand iterations in the authors' unit. Pass iteration / 1000, or let PSPLLoss "
+            "count. A step that is meant can be passed as a float.",
+            stacklevel=3,
+        )
 
 
 def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
@@ -217,11 +263,12 @@ def check_step(step: float | Tensor, device: torch.device) -> float | Tensor:
         if step.dtype not in (torch.float32, torch.float64):
             step = step.to(torch.float64)
         return step
-    numbers = (int, float, torch.SymInt, torch.SymFloat)
-    if not is_a(step, numbers):
-        raise refusal("step", step, numbers, "a number or a 0-dim tensor")
+    step = plain_number(step)
+    types = (float, int, torch.SymInt, torch.SymFloat)
+    if not is_a(step, types):
+        raise refusal("step", step, types, "a number or a 0-dim tensor")
     if not step >= 0:
-        raise refusal("step", step, numbers, "a number of at least 0")
+        raise refusal("step", step, types, "a number of at least 0")
     if torch.compiler.is_compiling():
         # An operator's float argument is a constant of the compiled graph: each new step would compile again.
         return torch.ones((), dtype=torch.float64, device=device) * step

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from . import _library, autograd, reference
-from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_images, check_step
+from .config import (
+    BACKENDS,
+    DEFAULTS,
+    Config,
+    check_choice,
+    check_config,
+    check_flag,
+    check_images,
+    check_step,
+    warn_of_iterations,
+)
 from .stats import PSPLStats
 
 
@@ -79,6 +89,7 @@ def pspl_loss(
     config = check_config(
         Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
     )
+    warn_of_iterations(step)
     return loss(sr, hr, step, config, check_flag("return_stats", return_stats), backend)
 
 
@@ -105,22 +116,22 @@ def loss(
 def choose_backend(backend: str, device: torch.device) -> ModuleType:
     """Return the module, ``autograd`` or ``reference``, whose functions run a call for tensors on ``device``."""
     check_choice("backend", backend, BACKENDS)
-    if backend == "auto":
-        from_environment = os.environ.get("PSPL_BACKEND", "auto")
-        backend = check_choice("the environment variable PSPL_BACKEND", from_environment, BACKENDS)
+    name, remedy = "backend", 'pass backend="auto"'
+    if backend == "auto" and "PSPL_BACKEND" in os.environ:
+        name, remedy = "the environment variable PSPL_BACKEND", "unset it"
+        backend = check_choice(name, os.environ["PSPL_BACKEND"], BACKENDS)
     if backend == "reference":
         return reference
     kernel = device.type if backend == "auto" else backend
     reason = unavailable_reason(kernel, device)
     if reason is None and kernel != device.type:
         raise ValueError(
-            f"backend is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. "
-            'Move the images, or pass backend="auto".'
+            f"{name} is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. Move the images, or {remedy}."
         )
     if reason is None:
         return autograd
     if backend != "auto":
-        raise RuntimeError(f"backend is {backend!r}, but {reason}")
+        raise RuntimeError(f"{name} is {backend!r}, but {reason}")
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from . import _library
-from .config import BACKENDS, DEFAULTS, Config, check_choice, check_config, check_flag, check_scalar
+from .config import (
+    BACKENDS,
+    DEFAULTS,
+    Config,
+    check_choice,
+    check_config,
+    check_flag,
+    check_weight,
+    warn_of_iterations,
+)
 from .functional import loss as functional_loss
 from .functional import unavailable_reason
 from .schedule import Schedule
@@ -44,32 +53,81 @@ class _OfSchedule:
         setattr(module.schedule, self.name, value)
 
 
+class _Checked:
+    """An attribute of PSPLLoss with a check of its own."""
+
+    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: PSPLLoss | None, owner: type | None = None) -> Any:
+        return self if module is None else module.__dict__[self.name]
+
+    def __set__(self, module: PSPLLoss, value: Any) -> None:
+        module.__dict__[self.name] = self.check(self.name, value)
+
+
+def _check_backend(name: str, value: Any) -> str:
+    backend = check_choice(name, value, BACKENDS)
+    if backend in _library.reasons and (reason := unavailable_reason(backend)):
+        raise RuntimeError(f"{name} is {backend!r}, but {reason}")
+    return backend
+
+
+# The attributes that can't be assigned, and what to do instead.
+_FIXED = {
+    "start_iteration": "Assign iteration.",
+    "capturable": "Pass it to the constructor, because a captured graph has the address of the count.",
+    "step": "Assign iteration, or pass step in a call.",
+    "delta": "Assign iteration, or pass step in a call.",
+}
+
+
 class PSPLLoss(nn.Module):
     """:func:`pspl_cuda.pspl_loss` as a module that follows the training schedule.
 
     The module counts its calls: the first call in training mode is iteration 1, and Eq. 8's step is
     ``iteration / iterations_per_step``. In eval mode it uses the current step without advancing. A call that raises does not
-    count. The count is on the CPU and is neither parameter nor buffer: it needs no device synchronisation, is not changed by
-    ``.half()`` and ``.to()``, is copied by ``deepcopy``, pickling and EMA, and is saved in ``state_dict`` as extra state. A
-    checkpoint without it loads and leaves the count unchanged. A captured CUDA graph replays the step it was captured with,
-    unless the module is ``capturable``. Threads that call one module at the same time may lose counts: use one module per thread.
+    count, nor does one that activation checkpointing repeats in backward. The replicas of ``nn.DataParallel`` count one call per
+    batch. ``docs/definition.md`` has a table of what counts.
 
-    All keywords of :func:`pspl_cuda.pspl_loss`, each also an attribute that can be assigned, and:
+    The count is on the CPU and is neither parameter nor buffer: it needs no device synchronisation and is not changed by
+    ``.half()`` and ``.to()``. ``state_dict`` has it as extra state; a checkpoint without it loads and leaves it unchanged.
+    ``deepcopy`` and pickling copy it, so an EMA copy of a model keeps the count of the moment it was made. A captured CUDA graph
+    replays the step it was captured with, unless the module is ``capturable``. Threads that call one module at the same time may
+    lose counts: use one module per thread.
+
+    Every keyword but ``start_iteration`` and ``capturable`` is an attribute that can be assigned, with the checks of the
+    constructor.
 
     Args:
-        loss_weight: factor on the loss.
+        alpha: growth rate of delta per step (Eq. 8).
+        beta: initial delta (Eq. 8). With 0, the first steps have weights near zero wherever the images agree.
+        gamma: the largest attention (Eq. 7), reached as delta grows.
+        mu: similarity that gets the largest attention (Eq. 7); -1 is the least similar.
+        distance: ``"l1"``, ``"l2"`` or ``"charbonnier"`` (Eq. 10).
+        data_range: range of the pixel values: 1.0 for 0..1, 255 for 0..255.
+        window_size: odd width of the Gaussian window in pixels, 1 to 511.
+        sigma: standard deviation of the window in pixels.
+        k1: constant of the luminance term of Eq. 5.
+        k2: constant of the contrast term of Eq. 5.
+        padding: values outside the image: ``"zeros"``, ``"reflect"`` or ``"replicate"``.
+        eps: the charbonnier distance's eps, in pixel units.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (the loss per pixel).
+        return_stats: also return :class:`PSPLStats`.
+        backend: ``"auto"``, ``"cuda"``, ``"cpu"`` or ``"reference"``. :func:`pspl_cuda.pspl_loss` says more on these keywords.
+        loss_weight: factor on the loss: 0, or of a magnitude from 1e-37 to 1e37.
         total_iterations: length of the run. The schedule then reaches step 20, from which the weights are uniform to 1 % with
             the default ``alpha``, ``beta`` and ``mu``, after a third of it, and step 60 at its end: ``iterations_per_step`` is
-            ``total_iterations / 60``. A longer run goes on to larger steps. In the project's experiment (SRCNN x4, Adam, 7200
-            iterations, three seeds; ``experiments/README.md``) this schedule ended 0.05 to 0.27 dB above the plain loss on
-            Set5, 0.16 dB on average, and above the schedule over the whole run. Its lead over the paper's 300 steps in a run is
-            within the noise, and uniform weights of the same mean gained as much. Long runs are untested.
+            ``total_iterations / 60``. A longer run goes on to larger steps. ``experiments/README.md`` has the evidence.
         iterations_per_step: iterations that make one unit of Eq. 8's step, instead of ``total_iterations``. Default: the
             authors' unit, 1000.
         calls_per_iteration: calls that make one iteration: micro-batches under gradient accumulation, or several outputs that
             call the loss one by one.
         start_iteration: iterations already done, for resuming where the loss's state is not saved: the next call is
-            ``start_iteration + 1``.
+            ``start_iteration + 1``. Afterwards, assign ``iteration``.
         capturable: keep the count on the images' device and advance it there, as in ``torch.optim``, so that a CUDA graph
             (captured explicitly or by ``torch.compile(mode="reduce-overhead")``) follows the schedule. The count moves there
             with ``.to()``, or at the first call, which must come before a capture. Reading ``iteration`` then synchronises with
@@ -82,12 +140,14 @@ class PSPLLoss(nn.Module):
     Raises:
         TypeError, ValueError: a keyword of the wrong type or out of range; ``total_iterations`` together with
             ``iterations_per_step`` or, in a call, with ``step``; see :func:`pspl_cuda.pspl_loss` for the images.
-        RuntimeError: an explicit ``backend`` that is unavailable; a capture before the first call of a ``capturable`` module.
+        RuntimeError: an explicit ``backend`` that is unavailable; a capture before the first call of a ``capturable`` module, or
+            one inside ``nn.DataParallel``.
     """
 
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
     distance, eps, reduction = _Constant(), _Constant(), _Constant()
     data_range, window_size, sigma, k1, k2, padding = (_Constant() for _ in range(6))
+    return_stats, backend, loss_weight = _Checked(check_flag), _Checked(_check_backend), _Checked(check_weight)
     iteration, calls_per_iteration = _OfSchedule(), _OfSchedule()
     total_iterations, iterations_per_step = _OfSchedule(), _OfSchedule()
 
@@ -120,11 +180,9 @@ class PSPLLoss(nn.Module):
         self.config = check_config(
             Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
         )
-        self.backend = check_choice("backend", backend, BACKENDS)
-        if backend in _library.reasons and (reason := unavailable_reason(backend)):
-            raise RuntimeError(f"backend is {backend!r}, but {reason}")
-        self.return_stats = check_flag("return_stats", return_stats)
-        self.loss_weight = check_scalar("loss_weight", loss_weight)
+        self.backend = backend
+        self.return_stats = return_stats
+        self.loss_weight = loss_weight
         self.schedule = Schedule(
             total_iterations=total_iterations,
             iterations_per_step=iterations_per_step,
@@ -132,6 +190,16 @@ class PSPLLoss(nn.Module):
             start_iteration=start_iteration,
             capturable=capturable,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED:
+            raise AttributeError(f"{name} of PSPLLoss can't be assigned. {_FIXED[name]}")
+        if hasattr(type(self), name):
+            object.__setattr__(
+                self, name, value
+            )  # nn.Module would register a Parameter or a Module past the attribute's check
+        else:
+            super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -152,6 +220,10 @@ class PSPLLoss(nn.Module):
         """Eq. 8's delta at the current iteration."""
         return self.config.alpha * self.step + self.config.beta
 
+    # TorchScript compiles the modules inside a module, whether it calls them or not.
+    __jit_unused_properties__ = ("capturable", "step", "delta", "_applied_weight")
+
+    @torch.jit.unused
     def forward(
         self,
         sr: Tensor | Sequence[Tensor],
@@ -168,6 +240,7 @@ class PSPLLoss(nn.Module):
                     f"total_iterations is {self.total_iterations} and step was given in a call; expected one of them. Leave out "
                     "step, or construct PSPLLoss without total_iterations."
                 )
+            warn_of_iterations(step)
             return self._loss(sr, hr, step)
         if self.schedule.capturable:
             self.schedule.move_to(sr[0] if isinstance(sr, (list, tuple)) and sr else sr)
@@ -239,13 +312,9 @@ class PSPLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The keywords that differ from the defaults, and the current iteration."""
-        changed = [
-            f"{name}={value!r}" for name, value in self.config._asdict().items() if value != getattr(DEFAULTS, name)
-        ]
-        if self.loss_weight != 1:
-            changed.append(f"loss_weight={self.loss_weight:g}")
-        if self.total_iterations is None:
-            schedule = f"iterations_per_step={self.iterations_per_step:g}"
-        else:
-            schedule = f"total_iterations={self.total_iterations}"
-        return ", ".join([*changed, f"iteration={self.iteration}", schedule])
+        defaults = {**DEFAULTS._asdict(), "return_stats": False, "backend": "auto", "loss_weight": 1.0}
+        defaults |= {"calls_per_iteration": 1, "capturable": False}
+        changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+        total = self.total_iterations
+        schedule = f"iterations_per_step={self.iterations_per_step:g}" if total is None else f"total_iterations={total}"
+        return ", ".join([f"{name}={getattr(self, name)!r}" for name in (*changed, "iteration")] + [schedule])

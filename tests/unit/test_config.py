@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,9 @@ BAD_KEYWORDS = [
     *((name, bad, ValueError, [str(bad), "finite"]) for name in NUMBERS for bad in NOT_FINITE),
     *((name, 10**400, ValueError, ["an integer of 1329 bits", "finite"]) for name in NUMBERS),
     *((name, -(10**5000), ValueError, ["an integer of 16610 bits", "finite"]) for name in NUMBERS),
+    *((name, np.float32("inf"), ValueError, ["inf", "finite"]) for name in NUMBERS),
+    *((name, np.float16("nan"), ValueError, ["nan", "finite"]) for name in NUMBERS),
+    *((name, np.bool_(True), TypeError, ["bool", "finite number"]) for name in NUMBERS),
     *((name, "1", TypeError, ["str", "finite number"]) for name in NUMBERS),
     *((name, True, TypeError, ["bool", "finite number"]) for name in NUMBERS),
     *((name, None, TypeError, ["NoneType", "finite number"]) for name in NUMBERS),
@@ -98,3 +102,44 @@ def test_integers_are_numbers(backend):
     x, y = image().to(backend.device), image().to(backend.device) + 0.5
     whole = backend.pspl_loss(x, y, 1, alpha=1, beta=0, gamma=2, mu=-1, data_range=1, sigma=2)
     assert torch.equal(whole, backend.pspl_loss(x, y, 1.0, sigma=2.0))
+
+
+# gamma multiplies errors, and l2 and charbonnier square the product.
+OUT_OF_RANGE = [
+    ({"distance": "charbonnier", "gamma": 1e25}, ["gamma", "charbonnier", "1e+15"]),
+    ({"distance": "l2", "gamma": 1e16}, ["gamma", "l2", "1e+15"]),
+    ({"distance": "l2", "gamma": 1e13, "data_range": 255.0}, ["gamma * data_range", "l2", "1e+15"]),
+    ({"distance": "l2", "gamma": 1e-30}, ["gamma", "l2", "3.16228e-19"]),
+    ({"distance": "l1", "gamma": 1e36, "data_range": 255.0}, ["gamma * data_range", "1e+37"]),
+]
+
+
+@pytest.mark.parametrize(("keywords", "fragments"), OUT_OF_RANGE, ids=str)
+def test_products_of_keywords(backend, keywords, fragments):
+    """Out of the range of float32 they would turn into zeros and infinities, of either sign."""
+    x = image().to(backend.device)
+    refused(ValueError, [*fragments, "float32"], backend.pspl_loss, x, x, 1.0, **keywords)
+    refused(ValueError, [*fragments, "float32"], PSPLLoss, **keywords)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier"])
+@pytest.mark.parametrize("gamma", [1e-15, 1e15])
+def test_extreme_gamma_is_exact(backend, distance, gamma):
+    """At the limits of its range, loss and gradient are gamma's (squared by l2), for errors of 100 data ranges."""
+    x, y = (100 * image(1, 1, 4, 4)).to(backend.device).add_(100).requires_grad_(), image(1, 1, 4, 4).to(backend.device)
+    loss = backend.pspl_loss(x, y, math.inf, gamma=gamma, distance=distance, reduction="sum", eps=1e-18)
+    loss.backward()
+    power = 2 if distance == "l2" else 1
+    assert loss.item() == pytest.approx(16 * (100 * gamma) ** power, rel=1e-6)
+    expected = {"l1": gamma, "l2": 200 * gamma**2, "charbonnier": gamma}[distance]
+    assert x.grad.flatten().tolist() == pytest.approx([expected] * 16, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(2), np.uint8(2)], ids=repr
+)
+def test_numbers_of_numpy(backend, number):
+    """They mean what Python's do."""
+    x, y = image().to(backend.device), image().to(backend.device) + 0.5
+    with_numpy = backend.pspl_loss(x, y, number, alpha=number, sigma=number)
+    assert torch.equal(with_numpy, backend.pspl_loss(x, y, number.item(), alpha=number.item(), sigma=number.item()))

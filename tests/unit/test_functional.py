@@ -96,6 +96,19 @@ def test_step(backend, case):
     assert len(sentences) == 1
 
 
+def test_images_that_look_like_channels_last(backend):
+    """[..., H, W, C] from a file or a data set is told, not refused: an image can be narrow."""
+    for shape in ((64, 64, 3), (2, 64, 64, 1), (1, 2, 32, 48, 4)):
+        x = image(*shape).to(backend.device)
+        with pytest.warns(UserWarning, match=r"looks like channels last.*movedim"):
+            backend.pspl_loss(x, x, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for shape in ((3, 64, 3), (1, 3, 64, 4), (64, 15, 3), (64, 64, 5)):
+            x = image(*shape).to(backend.device)
+            backend.pspl_loss(x, x, 1.0)
+
+
 @pytest.mark.parametrize("value", ["yes", 1, None, torch.tensor(True)], ids=str)
 def test_return_stats(backend, value):
     """Neither taken for True nor left to the operator's own words."""
@@ -283,7 +296,14 @@ def test_environment_replaces_auto(forgetful):
     """PSPL_BACKEND is an order too; an explicit backend is not touched by it."""
     forgetful.setitem(_library.reasons, "cuda", "nvcc was not found.")
     forgetful.setenv("PSPL_BACKEND", "cuda")
-    with pytest.raises(RuntimeError, match="nvcc was not found"):
+    with pytest.raises(
+        RuntimeError, match=r"^the environment variable PSPL_BACKEND is 'cuda', but .*nvcc was not found"
+    ):
+        pspl_cuda.pspl_loss(image(), image(), 1.0)
+    forgetful.setitem(_library.reasons, "cuda", None)
+    with pytest.raises(
+        ValueError, match=r"^the environment variable PSPL_BACKEND is 'cuda', .* Move the images, or unset it\.$"
+    ):
         pspl_cuda.pspl_loss(image(), image(), 1.0)
     pspl_cuda.pspl_loss(image(), image(), 1.0, backend="reference")
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import math
 import pickle
+import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import pspl_cuda
-from pspl_cuda import PSPLLoss, PSPLStats, config
+from pspl_cuda import PSPLLoss, PSPLStats, _library, config
 
 
 @pytest.fixture
@@ -183,15 +188,14 @@ def test_has_no_parameters_and_no_buffers():
 
 
 def test_repr():
-    """What differs from the paper, and how far training is."""
-    text = repr(PSPLLoss(distance="l2", sigma=2.0, loss_weight=0.1, start_iteration=12, iterations_per_step=500))
-    for part in ("PSPLLoss(", "distance='l2'", "sigma=2.0", "loss_weight=0.1", "iteration=12", "500"):
-        assert part in text
-    assert "gamma" not in text
-    assert "total_iterations" not in text
-    text = repr(PSPLLoss(total_iterations=600, start_iteration=12))
-    assert "iteration=12, total_iterations=600" in text
-    assert "iterations_per_step" not in text
+    """What differs from the defaults, all of it, and how far training is."""
+    assert repr(PSPLLoss()) == "PSPLLoss(iteration=0, iterations_per_step=1000)"
+    keywords = {**NOT_DEFAULT, "return_stats": True, "loss_weight": 0.1, "calls_per_iteration": 2, "capturable": True}
+    text = repr(PSPLLoss(**keywords, start_iteration=12, total_iterations=600))
+    for name, value in keywords.items():
+        assert f"{name}={value!r}, " in text
+    assert text.endswith(", iteration=12, total_iterations=600)")
+    assert eval(text.replace("iteration=12", "start_iteration=12"), {"PSPLLoss": PSPLLoss}).extra_repr() in text
 
 
 @pytest.mark.parametrize(
@@ -203,17 +207,23 @@ def test_repr():
         ({"iterations_per_step": -5}, ValueError, ["iterations_per_step", "-5"]),
         ({"iterations_per_step": "1e3"}, TypeError, ["iterations_per_step", "str"]),
         ({"total_iterations": 0}, ValueError, ["total_iterations", "0", "at least 1"]),
-        ({"total_iterations": 1e5}, TypeError, ["total_iterations", "float", "integer"]),
+        ({"total_iterations": 1e5 + 0.5}, ValueError, ["total_iterations", "100000.5", "integer"]),
+        ({"total_iterations": "3e5"}, TypeError, ["total_iterations", "str", "integer"]),
         (
             {"total_iterations": 600, "iterations_per_step": 1000},
             ValueError,
             ["total_iterations is 600", "iterations_per_step was given", "one of them"],
         ),
         ({"calls_per_iteration": 0}, ValueError, ["calls_per_iteration", "0", "at least 1"]),
-        ({"calls_per_iteration": 1.5}, TypeError, ["calls_per_iteration", "float", "integer"]),
+        ({"calls_per_iteration": 1.5}, ValueError, ["calls_per_iteration", "1.5", "integer"]),
+        ({"calls_per_iteration": math.nan}, ValueError, ["calls_per_iteration", "nan", "integer"]),
         ({"calls_per_iteration": True}, TypeError, ["calls_per_iteration", "bool", "integer"]),
-        ({"start_iteration": -1}, ValueError, ["iteration", "-1", "at least 0"]),
-        ({"start_iteration": 2.0}, TypeError, ["iteration", "float", "integer"]),
+        ({"start_iteration": -1}, ValueError, ["start_iteration is -1", "at least 0"]),
+        ({"start_iteration": 2.5}, ValueError, ["start_iteration is 2.5", "integer"]),
+        ({"start_iteration": math.inf}, ValueError, ["start_iteration is inf", "integer"]),
+        ({"loss_weight": 1e-45}, ValueError, ["loss_weight is 1e-45", "1e-37"]),
+        ({"loss_weight": -1e38}, ValueError, ["loss_weight is -1e+38", "1e+37"]),
+        ({"loss_weight": torch.tensor(1.0)}, TypeError, ["loss_weight", "Tensor", "number"]),
         ({"distance": "mse"}, ValueError, ["distance", "'mse'", "'l2'"]),
         ({"window_size": 4}, ValueError, ["window_size", "4", "odd"]),
         ({"backend": "gpu"}, ValueError, ["backend", "'gpu'", "'cpu'"]),
@@ -278,6 +288,16 @@ def test_assignment_under_compile(pair):
         ("calls_per_iteration", 0),
         ("iterations_per_step", 0),
         ("total_iterations", 0),
+        ("loss_weight", math.nan),
+        ("loss_weight", None),
+        ("loss_weight", 1e-45),
+        ("loss_weight", torch.ones((), requires_grad=True)),
+        ("loss_weight", nn.Parameter(torch.ones(()))),  # nn.Module registers it, and a Module, past the attribute
+        ("gamma", nn.Identity()),
+        ("return_stats", "no"),
+        ("return_stats", 1),
+        ("backend", "gpu"),
+        ("backend", None),
     ],
 )
 def test_bad_assignment_is_refused(name, value):
@@ -289,13 +309,110 @@ def test_bad_assignment_is_refused(name, value):
     assert (getattr(loss, name), repr(loss)) == before
 
 
-def test_bad_assignments():
+@pytest.mark.parametrize("name", ["start_iteration", "capturable", "step", "delta"])
+def test_what_cannot_be_assigned(name):
+    """It would have no effect, so it says what has."""
     loss = PSPLLoss(start_iteration=3)
-    for bad, kind in ((-1, ValueError), (1.5, TypeError), (True, TypeError), ("1", TypeError)):
+    with pytest.raises(
+        AttributeError, match=rf"^{name} of PSPLLoss can't be assigned\. (Assign iteration|Pass it).*\.$"
+    ):
+        setattr(loss, name, 1)
+    assert loss.iteration == 3
+    assert not loss.capturable
+
+
+def test_an_unavailable_backend_is_refused_at_assignment(monkeypatch):
+    monkeypatch.setitem(_library.reasons, "cuda", "it was not built.")
+    loss = PSPLLoss()
+    with pytest.raises(RuntimeError, match=r"backend is 'cuda', but .*it was not built\."):
+        loss.backend = "cuda"
+    assert loss.backend == "auto"
+
+
+def test_bad_iterations():
+    loss = PSPLLoss(start_iteration=3)
+    for bad, kind in ((-1, ValueError), (1.5, ValueError), (True, TypeError), ("1", TypeError)):
         with pytest.raises(kind, match="iteration"):
             loss.iteration = bad
-    with pytest.raises(AttributeError):
-        loss.step = 1.0
     assert loss.iteration == 3
     with pytest.raises(TypeError):
         PSPLLoss(1.0)
+
+
+NUMPY = {
+    **{name: np.float32(0.5) for name in ("alpha", "beta", "gamma", "mu", "sigma", "eps", "loss_weight")},
+    **{name: np.float64(0.5) for name in ("data_range", "k1", "k2", "iterations_per_step")},
+    **{"window_size": np.int64(7), "calls_per_iteration": np.int32(2), "start_iteration": np.uint8(7)},
+    "total_iterations": np.int64(600),
+}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_numbers_of_numpy(pair, name):
+    """They come from configurations and from arithmetic on arrays, and mean what Python's do."""
+    python = NUMPY[name].item()
+    losses = [PSPLLoss(**{"distance": "charbonnier", name: value}) for value in (NUMPY[name], python)]
+    assert torch.equal(*(loss(*pair) for loss in losses))
+    assert repr(losses[0]) == repr(losses[1])
+    if name != "start_iteration":
+        setattr(losses[0], name, NUMPY[name])
+        assert type(getattr(losses[0], name)) is type(python)
+
+
+@pytest.mark.parametrize("name", ["total_iterations", "calls_per_iteration", "start_iteration"])
+def test_counts_that_yaml_reads_as_floats(name):
+    """YAML reads 3.0e+5 as a float, and 3e5 as text."""
+    loss = PSPLLoss(**{name: 3.0e5})
+    count = loss.iteration if name == "start_iteration" else getattr(loss, name)
+    assert (count, type(count)) == (300_000, int)
+
+
+def test_step_that_is_a_count_of_iterations(pair):
+    """5000 as a step means five million iterations."""
+    for call in (pspl_cuda.pspl_loss, PSPLLoss()):
+        with pytest.warns(UserWarning, match=r"step is 5000, .*thousand iterations.* Pass iteration / 1000"):
+            call(*pair, 5000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in (60, 999, 5000.0, math.inf, 10**9):
+            pspl_cuda.pspl_loss(*pair, step)
+        PSPLLoss(iterations_per_step=1, start_iteration=5000)(*pair)
+
+
+def test_every_keyword_is_described():
+    """help(PSPLLoss) and help(pspl_loss) are complete."""
+    for function in (PSPLLoss, pspl_cuda.pspl_loss):
+        for name in inspect.signature(function).parameters:
+            assert re.search(rf"^ +{name}: ", function.__doc__, re.MULTILINE), name
+
+
+class Network(nn.Module):
+    """A network that only holds its loss."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+        self.criterion = criterion
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "keywords", [{}, {"total_iterations": 600, "capturable": True, "return_stats": True, "distance": "l2"}], ids=str
+)
+def test_torchscript_of_a_module_that_holds_the_loss(keywords):
+    """torch.jit.script compiles every module inside, whether the network calls it or not."""
+    network, x = Network(PSPLLoss(**keywords)), torch.rand(1, 3, 4, 4)
+    scripted = torch.jit.script(network)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    for other in (scripted, torch.jit.load(file)):
+        assert torch.equal(other(x), network(x))
+
+
+def test_torchscript_is_told_of_every_property():
+    properties = {name for name, _ in inspect.getmembers(PSPLLoss, lambda member: isinstance(member, property))}
+    assert properties == set(PSPLLoss.__jit_unused_properties__)
