@@ -10,12 +10,14 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
 MIXED = "bfloat16+float32"
-# Of sr and of hr. Under autocast, sr is bfloat16 and hr float32.
+MIXED_HALF = "float16+float32"
+# Of sr and of hr. Under autocast, sr is in 16 bits and hr in float32.
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "float16": (torch.float16, torch.float16),
     MIXED: (torch.bfloat16, torch.float32),
+    MIXED_HALF: (torch.float16, torch.float32),
 }
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -29,6 +31,8 @@ SIZES = (
 )
 # float32, contiguous is measured with every implementation; large images and other cases with these, at these sizes.
 OTHER_KEYS = ("l1", "l1_compile", "fused")
+# traiNNer-redux's templates: float16 autocast, channels_last, charbonnier.
+CHARBONNIER_KEYS = (*OTHER_KEYS, "charbonnier", "fused_charbonnier")
 LARGE = 8 * 10**6
 OTHER_SIZES = {"cpu": (PATCHES,), "cuda": (PATCHES, (8, 3, 1080, 1920))}
 OTHERS = (
@@ -38,6 +42,7 @@ OTHERS = (
     ("float16", "contiguous"),
     (MIXED, "contiguous"),
     (MIXED, "channels_last"),
+    (MIXED_HALF, "channels_last"),
 )
 # A whole training step: forward and backward of ESPCN x4 (Shi et al., CVPR 2016) and of the loss, and a step of Adam.
 TRAINING_KEYS = ("l1", "fused", "official")
@@ -56,7 +61,9 @@ class Case(NamedTuple):
         """The implementations that are measured; None: all."""
         if self.training:
             return TRAINING_KEYS
-        return None if self.plain and self.numel < LARGE else OTHER_KEYS
+        if self.plain and self.numel < LARGE:
+            return None
+        return CHARBONNIER_KEYS if self.dtype == MIXED_HALF else OTHER_KEYS
 
     @property
     def floor_bytes(self) -> int:

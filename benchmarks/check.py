@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pspl_cuda
 
-from .implementations import STEP, Implementation, Tolerance
+from .implementations import EPS, STEP, Implementation, Tolerance, plain
 
 # Relative error of one rounding to nearest of a result in that dtype.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -30,13 +30,13 @@ class Expected(NamedTuple):
 
 
 class Oracle:
-    """The float64 results for one pair of images, computed on first use for each padding."""
+    """The float64 results for one pair of images, computed on first use for each padding and distance."""
 
     def __init__(self, sr: Tensor, hr: Tensor):
         self._sr, self._hr = sr.detach(), hr
         self.expected = functools.cache(self._expected)
 
-    def _expected(self, padding: str | None) -> Expected:
+    def _expected(self, padding: str | None, distance: str) -> Expected:
         loss, gradient = 0.0, torch.empty(self._sr.shape, dtype=torch.float32, device=self._sr.device)
         batch, channels = self._sr.shape[:2]
         # Plane by plane: channels are independent, and the reference needs about fifty times the memory of its images.
@@ -45,9 +45,10 @@ class Oracle:
                 sr = self._sr[i : i + 1, c : c + 1].double().requires_grad_()
                 hr = self._hr[i : i + 1, c : c + 1].double()
                 if padding is None:
-                    plane = (sr - hr).abs().sum()
+                    plane = plain(sr, hr, distance).sum()
                 else:
-                    plane = pspl_cuda.pspl_loss(sr, hr, STEP, padding=padding, reduction="sum", backend="reference")
+                    keywords = {"padding": padding, "distance": distance, "eps": EPS}
+                    plane = pspl_cuda.pspl_loss(sr, hr, STEP, **keywords, reduction="sum", backend="reference")
                 plane.backward()
                 loss += plane.item()
                 gradient[i, c] = sr.grad[0, 0]
@@ -56,7 +57,7 @@ class Oracle:
 
 def measure(implementation: Implementation, sr: Tensor, hr: Tensor, oracle: Oracle) -> Errors:
     """Compare the implementation with the float64 result of its definition. ``sr.grad`` is None afterwards."""
-    expected = oracle.expected(implementation.tolerance.padding)
+    expected = oracle.expected(implementation.tolerance.padding, implementation.tolerance.distance)
     # float16 gradients of order 1 / n would be subnormal; training uses a GradScaler for the same reason.
     grad_output = min(sr.numel(), 2**15)
     sr.grad = None

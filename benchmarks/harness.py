@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import check, machine, memory, report, timing
-from .cases import OTHER_KEYS, TRAINING_SCALE, Case, images
+from .cases import CHARBONNIER_KEYS, TRAINING_SCALE, Case, images
 from .implementations import KEYS, Implementation, available, training_step
 
 MIN_SAMPLES = 3
@@ -95,7 +95,7 @@ class Run:
                 continue
             calls[each, "forward"] = lambda loss=each.loss: loss(sr, hr)
             calls[each, "forward_backward"] = lambda loss=each.loss: forward_backward(loss)
-            if each.key in OTHER_KEYS:
+            if each.key in CHARBONNIER_KEYS:
                 calls[each, "backward"] = lambda loss=each.loss: kept.pop(loss).backward()
                 preparations[each, "backward"] = lambda loss=each.loss: forward(loss)
         times: dict = {}

@@ -18,6 +18,8 @@ from . import official
 
 # delta = 1: the paper's schedule after 1000 iterations, where an error in the similarity map matters most.
 STEP = 1.0
+# Charbonnier's, as in the training frameworks.
+EPS = 1e-6
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,6 +32,7 @@ class Tolerance(NamedTuple):
     loss: float
     gradient: float
     """In the L2 norm."""
+    distance: str = "l1"
 
 
 # The error budget of this package (docs/numerics.md).
@@ -60,12 +63,24 @@ class UnavailableError(Exception):
     """Says in a sentence why an implementation can't be measured here."""
 
 
-def _pspl(backend: str) -> Loss:
-    return lambda sr, hr: pspl_cuda.pspl_loss(sr, hr, STEP, backend=backend)
+def _pspl(backend: str, distance: str = "l1") -> Loss:
+    return lambda sr, hr: pspl_cuda.pspl_loss(sr, hr, STEP, distance=distance, eps=EPS, backend=backend)
+
+
+def plain(sr: Tensor, hr: Tensor, distance: str) -> Tensor:
+    """The unweighted loss of each pixel."""
+    return (sr - hr).abs() if distance == "l1" else ((sr - hr).square() + EPS**2).sqrt()
 
 
 def _l1(device: torch.device) -> Implementation:
     return Implementation("l1", "nn.L1Loss", nn.L1Loss(), Tolerance(None, loss=1e-6, gradient=1e-6))
+
+
+def _charbonnier(device: torch.device) -> Implementation:
+    tolerance = Tolerance(None, loss=1e-6, gradient=1e-6, distance="charbonnier")
+    return Implementation(
+        "charbonnier", "charbonnier, eager", lambda sr, hr: plain(sr, hr, "charbonnier").mean(), tolerance
+    )
 
 
 def _fused(device: torch.device) -> Implementation:
@@ -73,6 +88,15 @@ def _fused(device: torch.device) -> Implementation:
     if not info["available"]:
         raise UnavailableError(info["reason"])
     return Implementation("fused", "PSPL fused", _pspl(device.type), BUDGET, ours=True)
+
+
+def _fused_charbonnier(device: torch.device) -> Implementation:
+    return _fused(device)._replace(
+        key="fused_charbonnier",
+        name="PSPL fused, charbonnier",
+        loss=_pspl(device.type, "charbonnier"),
+        tolerance=BUDGET._replace(distance="charbonnier"),
+    )
 
 
 def _compile(loss: Loss, device: torch.device) -> Loss:
@@ -193,6 +217,8 @@ _OWN = {
     "l1": _l1,
     "l1_compile": _l1_compiled,
     "fused": _fused,
+    "charbonnier": _charbonnier,
+    "fused_charbonnier": _fused_charbonnier,
     "compile": _compiled,
     "reference": _reference,
     "official": _official,
