@@ -36,19 +36,20 @@ class Job(NamedTuple):
 
 
 SRCNN = "--model srcnn-915 --iterations 2400 --batch 8 --halve-every 600 --validate-every 600 --log-every 40"
-VDSR = "--model vdsr --iterations 600 --batch 4 --patch 24 --halve-every 300 --validate-every 300 --log-every 20"
-EDSR = (
-    "--model edsr-baseline --iterations 1000 --batch 4 --patch 48 --halve-every 500 --validate-every 200 --log-every 20"
-)
-STARTS = "--arms plain pspl:1/3 pspl:1/3:0.8 pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"
+VDSR = "--model vdsr --batch 4 --log-every 20"
+EDSR = "--model edsr-baseline --batch 4 --patch 48 --log-every 20"
+SHORT_EDSR = f"{EDSR} --iterations 500 --halve-every 250 --validate-every 100"
+STARTS = "plain pspl:1/3 pspl:1/3:0.8 pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"
+ARMS = "plain pspl pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"
 
 JOBS = [
-    # Which start of the schedule is alive, and costs nothing?
-    Job("vdsr-starts", 0, f"{VDSR} --lr 1e-3 --arms plain pspl:1/3 pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"),
-    Job("srcnn-starts", 0, f"{SRCNN} --lr 1e-3 {STARTS}"),
-    Job("srcnn-starts", 1, f"{SRCNN} --lr 1e-3 {STARTS}"),
-    Job("edsr-starts", 0, f"{EDSR} --lr 4e-4 --arms plain pspl:1/3 pspl:1/3:1 pspl:1/3:2"),
-    Job("srcnn-starts", 2, f"{SRCNN} --lr 1e-3 {STARTS}"),
+    # Which start of the schedule is alive, and costs nothing? And what do the controls say?
+    Job("edsr-500", 0, f"{SHORT_EDSR} --lr 4e-4 --arms plain pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"),
+    Job("srcnn-starts", 0, f"{SRCNN} --lr 1e-3 --arms {STARTS}"),
+    Job("srcnn-starts", 1, f"{SRCNN} --lr 1e-3 --arms {STARTS}"),
+    Job("srcnn-controls", 0, f"{SRCNN} --lr 1e-3 --arms pspl scale:1/3:0.8 warmup:1/3"),
+    Job("srcnn", 2, f"{SRCNN} --lr 1e-3 --arms plain pspl pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"),
+    Job("srcnn-controls", 1, f"{SRCNN} --lr 1e-3 --arms pspl scale:1/3:0.8 warmup:1/3"),
 ]
 
 

@@ -119,9 +119,9 @@ class PSPLLoss(nn.Module):
         return_stats: also return :class:`PSPLStats`.
         backend: ``"auto"``, ``"cuda"``, ``"cpu"`` or ``"reference"``. :func:`pspl_cuda.pspl_loss` says more on these keywords.
         loss_weight: factor on the loss: 0, or of a magnitude from 1e-37 to 1e37.
-        total_iterations: length of the run. The schedule then reaches step 20, from which the weights are uniform to 1 % with
-            the default ``alpha``, ``beta`` and ``mu``, after a third of it, and step 60 at its end: ``iterations_per_step`` is
-            ``total_iterations / 60``. A longer run goes on to larger steps. ``experiments/README.md`` has the evidence.
+        total_iterations: length of the run. Eq. 8's step is then ``0.8 + 60 * iteration / total_iterations``: all pixels have
+            weight from the first iteration, and after a third of the run the weights are uniform to 1 % with the default
+            ``alpha``, ``beta`` and ``mu``. A longer run goes on to larger steps. ``experiments/README.md`` has the evidence.
         iterations_per_step: iterations that make one unit of Eq. 8's step, instead of ``total_iterations``. Default: the
             authors' unit, 1000.
         calls_per_iteration: calls that make one iteration: micro-batches under gradient accumulation, or several outputs that

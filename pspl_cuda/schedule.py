@@ -15,6 +15,9 @@ from .config import MAX_COUNT, check_count, check_flag, check_scalar
 AUTHORS_ITERATIONS_PER_STEP = 1000
 # Attention is uniform to 1 % from step 20 on, with the default alpha, beta and mu. 60 steps in a run reach it after a third.
 STEPS_OF_A_RUN = 60
+# Where the step of such a run begins. From 0 the gradient would be exactly 0 at first, and then grow by orders of magnitude in a
+# few iterations: Adam's steps become several times the learning rate. Beginning later loses what the growth gains.
+FIRST_STEP_OF_A_RUN = 0.8
 
 
 class Schedule:
@@ -75,7 +78,7 @@ class Schedule:
         iteration = -(-calls // self._calls_per_iteration)
         if isinstance(iteration, Tensor):
             iteration = iteration.to(torch.float64)
-        return iteration / self._iterations_per_step
+        return iteration / self._iterations_per_step + self._first_step
 
     @property
     def step(self) -> float:
@@ -92,17 +95,19 @@ class Schedule:
     @iterations_per_step.setter
     def iterations_per_step(self, value: float) -> None:
         self._iterations_per_step = check_scalar("iterations_per_step", value, above=0)
+        self._first_step = 0.0
         self._total_iterations: int | None = None
 
     @property
     def total_iterations(self) -> int | None:
-        """Length of the run that the schedule was made for, or None. Settable: ``iterations_per_step`` follows."""
+        """Length of the run that the schedule was made for, or None. Settable: the steps follow."""
         return self._total_iterations
 
     @total_iterations.setter
     def total_iterations(self, value: int) -> None:
         total = check_count("total_iterations", value, least=1)
         self.iterations_per_step = total / STEPS_OF_A_RUN
+        self._first_step = FIRST_STEP_OF_A_RUN
         self._total_iterations = total
 
     # ---- the count

@@ -410,12 +410,12 @@ def test_schedules():
 
 
 @pytest.mark.parametrize("total", [7200, 2400, 500, 7])
-def test_total_iterations_is_the_schedule_over_a_third(total):
+def test_total_iterations_is_the_recommended_arm(total):
     """What the experiment recommends is what PSPLLoss does."""
     loss = PSPLLoss(total_iterations=total)
     for iteration in (1, total // 3, total - 1, total, 2 * total):
         loss.iteration = iteration
-        assert loss.delta == pytest.approx(Arm.parse("pspl:1/3").delta(iteration, total), rel=1e-15)
+        assert loss.delta == pytest.approx(Arm.parse("pspl:1/3:0.8").delta(iteration, total), rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", list(PLAIN))
