@@ -5,9 +5,9 @@ Lin, Gao, Wang, Li: Pixel-level Self-Paced Learning for Super-Resolution, ICASSP
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import _autograd  # noqa: F401  (registers the derivative of the operators)
 from ._library import backend_info
-from .functional import pspl_loss
-from .maps import attention_map, similarity_map
+from .functional import attention_map, pspl_loss, similarity_map
 from .module import PSPLLoss
 from .stats import PSPLStats
 

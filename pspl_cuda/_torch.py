@@ -1,18 +1,53 @@
-"""The names of torch that are private or depend on its version. No other file uses them."""
+"""The names of torch that are private or depend on its version. No other file uses them, and tests/unit/test_torch.py tests that
+each exists."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+# Excludes the autograd keys from the dispatch of what is called inside: the Autograd kernel of an operator calls the operator
+# itself, and must reach the kernel of the device. torch.library.custom_op uses it too; its wrappers take about 10 us of a call.
+below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 
 # The id of the backward pass that runs on this thread, or -1. Without it, a recomputation by activation checkpointing counts as a
 # call of its own.
 _current_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
+# Whether the backward pass that runs keeps its graph (retain_graph). torch.compile's own graphs ask for the same purpose. Without
+# it, no saved tensor is changed, and the gradient is allocated separately.
+keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+# The innermost of torch.func's transforms, or None. Without it, torch's own errors remain.
+_peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+# Whether a tensor is batched by the vmap of is_grads_batched. Without it, torch's own errors remain.
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
+
 
 def in_backward() -> bool:
     """Whether a backward pass runs on this thread, so that what is called now recomputes a forward pass."""
     return _current_graph_task_id() != -1
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (grad, vjp, jacrev, hessian, vmap) runs."""
+    return _peek_transforms() is not None
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether vmap runs the backward pass (``is_grads_batched``, ``vectorize=True``)."""
+    return in_transform() or _is_legacy_batched(gradient)
+
+
+def is_dual(*arguments: Any) -> bool:
+    """Whether one of ``arguments`` is a tensor with a tangent, of forward-mode differentiation."""
+    # The level is -1 outside of forward mode, which saves the test of each tensor. Without this variable, each is tested.
+    if getattr(forward_ad, "_current_level", 0) < 0:
+        return False
+    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments)
 
 
 def mark_static_address(tensor: Tensor) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor
 DISTANCES = ("l1", "l2", "charbonnier")
 PADDINGS = ("zeros", "reflect", "replicate")
 REDUCTIONS = ("mean", "sum", "none")
-OUTPUTS = (*REDUCTIONS, "similarity", "attention")
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
 # The largest count: far beyond any training, and exact in float64.
@@ -53,8 +52,8 @@ class Config(NamedTuple):
 
     @property
     def constants(self) -> tuple[float, ...]:
-        """The values of CONSTANTS."""
-        return tuple(getattr(self, name) for name in CONSTANTS)
+        """The values of CONSTANTS, in its order."""
+        return self.alpha, self.beta, self.gamma, self.mu, self.data_range, self.sigma, self.k1, self.k2, self.eps
 
 
 # The source of every default in the public signatures.

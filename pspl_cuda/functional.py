@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import _library, autograd, reference
+from . import _library, _ops, reference
 from .config import (
     BACKENDS,
     DEFAULTS,
@@ -87,13 +86,27 @@ def pspl_loss(
             ``torch.func``, which only ``backend="reference"`` supports.
     """
     config = check_config(
-        Config(alpha, beta, gamma, mu, distance, data_range, window_size, sigma, k1, k2, padding, eps, reduction)
+        Config(
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            mu=mu,
+            distance=distance,
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            eps=eps,
+            reduction=reduction,
+        )
     )
     warn_of_iterations(step)
-    return loss(sr, hr, step, config, check_flag("return_stats", return_stats), backend)
+    return weighted_loss(sr, hr, step, config, check_flag("return_stats", return_stats), backend)
 
 
-def loss(
+def weighted_loss(
     sr: Tensor,
     hr: Tensor,
     step: float | Tensor,
@@ -105,23 +118,96 @@ def loss(
     """``loss_weight`` times :func:`pspl_loss`, on a checked ``config``, so that :class:`PSPLLoss` checks its keywords once."""
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    # The kernels take a positive weight as a constant of the launch, at no cost.
-    folded = loss_weight if loss_weight > 0 else 1.0
-    value, stats = choose_backend(backend, sr.device).loss(sr, hr, step, config, return_stats, folded)
-    if loss_weight <= 0:
-        value = loss_weight * value
+    if use_kernels(backend, sr.device):
+        value, stats = _ops.call_loss(sr, hr, step, config, return_stats, loss_weight)
+    else:
+        value, stats = reference.reference_loss(sr, hr, step, config, return_stats, loss_weight)
     return (value, PSPLStats._make((*stats.unbind(), config.data_range))) if return_stats else value
 
 
-def choose_backend(backend: str, device: torch.device) -> ModuleType:
-    """Return the module, ``autograd`` or ``reference``, whose functions run a call for tensors on ``device``."""
+def similarity_map(
+    sr: Tensor,
+    hr: Tensor,
+    *,
+    data_range: float = DEFAULTS.data_range,
+    window_size: int = DEFAULTS.window_size,
+    sigma: float = DEFAULTS.sigma,
+    k1: float = DEFAULTS.k1,
+    k2: float = DEFAULTS.k2,
+    padding: str = DEFAULTS.padding,
+    backend: str = "auto",
+) -> Tensor:
+    """The similarity map M_s: SSIM per pixel and channel, of the images' size (Eq. 3 to 5).
+
+    Images, keywords and errors are as in :func:`pspl_loss`.
+
+    Returns:
+        A tensor of ``sr``'s shape with values from -1 to 1, exactly 1 where the windows are identical; float32, or float64 if
+        an image is float64; without gradient.
+    """
+    config = check_config(
+        DEFAULTS._replace(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
+    )
+    check_images(sr, hr)
+    if use_kernels(backend, sr.device):
+        return _ops.call_map(sr, hr, None, config)
+    return reference.similarity_map(sr, hr, config)
+
+
+def attention_map(
+    sr: Tensor,
+    hr: Tensor,
+    step: float | Tensor,
+    *,
+    alpha: float = DEFAULTS.alpha,
+    beta: float = DEFAULTS.beta,
+    gamma: float = DEFAULTS.gamma,
+    mu: float = DEFAULTS.mu,
+    data_range: float = DEFAULTS.data_range,
+    window_size: int = DEFAULTS.window_size,
+    sigma: float = DEFAULTS.sigma,
+    k1: float = DEFAULTS.k1,
+    k2: float = DEFAULTS.k2,
+    padding: str = DEFAULTS.padding,
+    backend: str = "auto",
+) -> Tensor:
+    """The attention map M_a: the weight that :func:`pspl_loss` gives to each pixel and channel (Eq. 6 to 8).
+
+    Images, keywords and errors are as in :func:`pspl_loss`.
+
+    Returns:
+        A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.
+    """
+    config = check_config(
+        DEFAULTS._replace(
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            mu=mu,
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+        )
+    )
+    check_images(sr, hr)
+    step = check_step(step, sr.device)
+    if use_kernels(backend, sr.device):
+        return _ops.call_map(sr, hr, step, config)
+    return reference.attention_map(sr, hr, step, config)
+
+
+def use_kernels(backend: str, device: torch.device) -> bool:
+    """Whether the fused kernels run a call for tensors on ``device``; the reference does otherwise."""
     check_choice("backend", backend, BACKENDS)
     name, remedy = "backend", 'pass backend="auto"'
     if backend == "auto" and "PSPL_BACKEND" in os.environ:
         name, remedy = "the environment variable PSPL_BACKEND", "unset it"
         backend = check_choice(name, os.environ["PSPL_BACKEND"], BACKENDS)
     if backend == "reference":
-        return reference
+        return False
     kernel = device.type if backend == "auto" else backend
     reason = unavailable_reason(kernel, device)
     if reason is None and kernel != device.type:
@@ -129,7 +215,7 @@ def choose_backend(backend: str, device: torch.device) -> ModuleType:
             f"{name} is {backend!r}, but sr and hr are on {device}; expected {backend} tensors. Move the images, or {remedy}."
         )
     if reason is None:
-        return autograd
+        return True
     if backend != "auto":
         raise RuntimeError(f"{name} is {backend!r}, but {reason}")
     if reason not in _warned and not torch.compiler.is_compiling():
@@ -139,7 +225,7 @@ def choose_backend(backend: str, device: torch.device) -> ModuleType:
             'Pass backend="reference" to silence this warning.',
             stacklevel=4,
         )
-    return reference
+    return False
 
 
 _warned: set[str] = set()

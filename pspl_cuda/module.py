@@ -20,8 +20,7 @@ from .config import (
     check_weight,
     warn_of_iterations,
 )
-from .functional import loss as functional_loss
-from .functional import unavailable_reason
+from .functional import unavailable_reason, weighted_loss
 from .schedule import Schedule
 from .stats import PSPLStats
 
@@ -267,7 +266,7 @@ class PSPLLoss(nn.Module):
     def _loss(self, sr: Any, hr: Any, step: float | Tensor) -> Any:
         if isinstance(sr, (list, tuple)) or isinstance(hr, (list, tuple)):
             return self._several(sr, hr, step)
-        return functional_loss(sr, hr, step, self.config, self.return_stats, self.backend, self._applied_weight)
+        return weighted_loss(sr, hr, step, self.config, self.return_stats, self.backend, self._applied_weight)
 
     def _several(self, sr: Any, hr: Any, step: float | Tensor) -> Any:
         if not isinstance(sr, (list, tuple)) or not isinstance(hr, (list, tuple)) or len(sr) != len(hr) or not sr:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import Config, compute_dtype
 
 
-def loss(
+def reference_loss(
     sr: Tensor,
     hr: Tensor,
     step: float | Tensor,

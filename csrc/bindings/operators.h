@@ -141,17 +141,21 @@ void set_step(ForwardParams<T>& p, double step, const std::optional<Tensor>& ste
   }
 }
 
-// The operators, for all devices; pspl_cuda/_ops.py has their schemas. pspl_cuda/config.py checks the same with more
-// detailed messages; the checks here protect operators that are called directly. Backend runs a kernel with filled
-// parameters on the device of a tensor, and converts images that its kernels cannot read to the compute type:
+// The operators, for all devices; pspl_cuda/_ops.py has their schemas and says what they return. pspl_cuda/config.py
+// checks the same with more detailed messages; the checks here protect operators that are called directly. Backend runs
+// a kernel with filled parameters on the device of a tensor, and converts images that its kernels cannot read to the
+// compute type:
 //   template <typename T> static void forward(const ForwardParams<T>&, const Tensor& on_device);
 //   static void backward(const BackwardParams&, const Tensor& on_device);
 //   static void make_readable(Tensor& sr, Tensor& hr, ScalarType compute_type);
+
+// The result, the statistics, and the saved gradient, which is empty if no gradient_dtype was given.
+using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
-                                              std::vector<double> numbers, int64_t window_size, int64_t padding,
-                                              int64_t distance, int64_t output, double loss_weight,
-                                              std::optional<ScalarType> gradient_dtype, bool with_stats) {
+Outputs run_forward(Tensor sr, Tensor hr, const std::optional<Tensor>& step_tensor, double step,
+                    const std::vector<double>& numbers, int64_t window_size, int64_t padding, int64_t distance,
+                    Output output, double loss_weight, bool with_stats, std::optional<ScalarType> gradient_dtype) {
   Constants constants;
   STD_TORCH_CHECK(numbers.size() == kNumConstants, "constants must have ", kNumConstants, " numbers, but has ",
                   numbers.size(), ".");
@@ -160,7 +164,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
                   "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window_size, ".");
   STD_TORCH_CHECK(is_value<Padding>(padding), "unknown padding ", padding, ".");
   STD_TORCH_CHECK(is_value<Distance>(distance), "unknown distance ", distance, ".");
-  STD_TORCH_CHECK(is_value<Output>(output), "unknown output ", output, ".");
   STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
 
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
@@ -171,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
     ForwardParams<T> p = image_params<T>(sr, hr);
     p.padding = static_cast<Padding>(padding);
     p.distance = static_cast<Distance>(distance);
-    p.output = static_cast<Output>(output);
+    p.output = output;
     p.radius = static_cast<int32_t>(window_size / 2);
     set_constants(p, constants, loss_weight);
     set_step(p, step, step_tensor, sr);
@@ -183,6 +186,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
     } else {
       p.map = {static_cast<T*>(result.mutable_data_ptr()), strides_of(result)};
     }
+    Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
+    if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
     Tensor gradient = gradient_dtype ? empty_like(sr, *gradient_dtype) : empty_vector(sr, 0, dtype);
     if (gradient_dtype) {
       p.gradient = {gradient.mutable_data_ptr(), dtype_of(gradient, "saved_gradient"), strides_of(gradient)};
@@ -191,16 +196,45 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(Tensor sr, Tensor hr, std::optiona
           *gradient_dtype == dtype || (bfloat16 && !wide),
           "gradient_dtype must be float64 if an image is float64, else float32 or, for a bfloat16 sr, bfloat16.");
     }
-    Tensor stats = empty_vector(sr, with_stats ? kNumStats : 0, dtype);
-    if (with_stats) p.stats = static_cast<T*>(stats.mutable_data_ptr());
     Backend::template forward<T>(p, sr);
-    return std::tuple{result, gradient, stats};
+    return Outputs(result, stats, gradient);
   };
   return wide ? run(double{}) : run(float{});
 }
 
+inline Output reduction_of(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number <= static_cast<int64_t>(Output::kLossMap), "unknown reduction ", number, ".");
+  return static_cast<Output>(number);
+}
+
 template <typename Backend>
-void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign) {
+std::tuple<Tensor, Tensor> loss_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
+                                   std::vector<double> constants, int64_t window_size, int64_t padding,
+                                   int64_t distance, int64_t reduction, double loss_weight, bool with_stats) {
+  auto [result, stats, unused] =
+      run_forward<Backend>(sr, hr, step_tensor, step, constants, window_size, padding, distance,
+                           reduction_of(reduction), loss_weight, with_stats, std::nullopt);
+  return {result, stats};
+}
+
+template <typename Backend>
+Outputs loss_and_gradient_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step,
+                             std::vector<double> constants, int64_t window_size, int64_t padding, int64_t distance,
+                             int64_t reduction, double loss_weight, bool with_stats, ScalarType gradient_dtype) {
+  return run_forward<Backend>(sr, hr, step_tensor, step, constants, window_size, padding, distance,
+                              reduction_of(reduction), loss_weight, with_stats, gradient_dtype);
+}
+
+template <typename Backend>
+Tensor map_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double step, std::vector<double> constants,
+              int64_t window_size, int64_t padding, bool attention) {
+  const Output output = attention ? Output::kAttentionMap : Output::kSimilarityMap;
+  return std::get<0>(run_forward<Backend>(sr, hr, step_tensor, step, constants, window_size, padding,
+                                          static_cast<int64_t>(Distance::kL1), output, 1.0, false, std::nullopt));
+}
+
+template <typename Backend>
+void scale_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign) {
   STD_TORCH_CHECK(sign == 1 || sign == -1, "sign must be 1 or -1, but is ", sign, ".");
   // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
   STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
@@ -221,21 +255,23 @@ void backward_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor&
 }
 
 template <typename Backend>
-Tensor backward_op(const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign, ScalarType dtype) {
+Tensor scale_gradient_op(const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign, ScalarType dtype) {
   Tensor gradient = empty_like(saved_gradient, dtype);
-  backward_into<Backend>(gradient, saved_gradient, grad_output, sign);
+  scale_into<Backend>(gradient, saved_gradient, grad_output, sign);
   return gradient;
 }
 
 template <typename Backend>
-void backward_in_place_op(Tensor saved_gradient, const Tensor& grad_output) {
-  backward_into<Backend>(saved_gradient, saved_gradient, grad_output, 1);
+void scale_gradient_in_place_op(Tensor saved_gradient, const Tensor& grad_output) {
+  scale_into<Backend>(saved_gradient, saved_gradient, grad_output, 1);
 }
 
 }  // namespace pspl
 
 // Binds every operator to a backend; used inside STABLE_TORCH_LIBRARY_IMPL.
-#define PSPL_BIND_OPERATORS(library, Backend)                         \
-  library.impl("forward", TORCH_BOX(&::pspl::forward_op<Backend>));   \
-  library.impl("backward", TORCH_BOX(&::pspl::backward_op<Backend>)); \
-  library.impl("backward_", TORCH_BOX(&::pspl::backward_in_place_op<Backend>))
+#define PSPL_BIND_OPERATORS(library, Backend)                                           \
+  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>));                           \
+  library.impl("loss_and_gradient", TORCH_BOX(&::pspl::loss_and_gradient_op<Backend>)); \
+  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));                             \
+  library.impl("scale_gradient", TORCH_BOX(&::pspl::scale_gradient_op<Backend>));       \
+  library.impl("scale_gradient_", TORCH_BOX(&::pspl::scale_gradient_in_place_op<Backend>))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pspl_cuda
-from pspl_cuda import _library, functional, reference
+from pspl_cuda import _library, functional
 
 
 def test_backend_info_is_plain_and_honest():
@@ -24,7 +24,7 @@ def test_backend_info_is_plain_and_honest():
         assert info[name]["available"] == (info[name]["reason"] is None)
         assert info[name]["available"] or info[name]["reason"].endswith(".")
         assert info[name]["available"] == torch._C._dispatch_has_kernel_for_dispatch_key(
-            "pspl_cuda::forward", name.upper()
+            "pspl_cuda::loss", name.upper()
         )
     assert info["torch"] == torch.__version__
     assert isinstance(info["cuda"]["architectures"], list)
@@ -132,11 +132,11 @@ WRONG_GPU = "it was built for sm_80, sm_90; this device is sm_75: reinstall with
 
 def test_gpu_without_its_architecture_falls_back_with_the_remedy(turing):
     with pytest.warns(UserWarning, match=re.escape(WRONG_GPU)):
-        assert functional.choose_backend("auto", turing) is reference
+        assert functional.use_kernels("auto", turing) is False
     with pytest.raises(
         RuntimeError, match="backend is 'cuda', but the cuda kernel is not available: " + re.escape(WRONG_GPU)
     ):
-        functional.choose_backend("cuda", turing)
+        functional.use_kernels("cuda", turing)
 
 
 def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):

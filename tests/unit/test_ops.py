@@ -10,7 +10,7 @@ import torch
 import pspl_cuda
 from helpers import tolerances
 from helpers.cases import distinct_pair, leaf_copy
-from pspl_cuda.config import DEFAULTS, DISTANCES, OUTPUTS, PADDINGS, check_config
+from pspl_cuda.config import DEFAULTS, DISTANCES, PADDINGS, REDUCTIONS, check_config
 
 
 def _devices():
@@ -27,15 +27,24 @@ def operator_device(request):
     return torch.device(request.param)
 
 
-def _operator_arguments(distance="l1", padding="zeros", window_size=11, **_):
-    """The constants of the forward operator by keyword."""
-    config = check_config(DEFAULTS._replace(distance=distance, padding=padding, window_size=window_size))
+def _map_arguments(padding="zeros", window_size=11, **_):
+    """The arguments of an operator by keyword, from ``constants`` to ``padding``."""
+    config = check_config(DEFAULTS._replace(padding=padding, window_size=window_size))
     return {
         "constants": config.constants,
         "window_size": config.window_size,
         "padding": PADDINGS.index(config.padding),
-        "distance": DISTANCES.index(config.distance),
+    }
+
+
+def _loss_arguments(distance="l1", reduction="mean", with_stats=False, **sample):
+    """The arguments of the operator ``loss`` by keyword, from ``constants`` on."""
+    return {
+        **_map_arguments(**sample),
+        "distance": DISTANCES.index(distance),
+        "reduction": REDUCTIONS.index(reduction),
         "loss_weight": 1.0,
+        "with_stats": with_stats,
     }
 
 
@@ -56,60 +65,58 @@ def _sample_pair(sample, device):
 
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
-def test_opcheck_forward(operator_device, sample, as_tensor):
-    """Schema, fake kernel and dispatch of the operator, checked by PyTorch."""
+def test_opcheck_loss(operator_device, sample, as_tensor):
+    """Schema, fake kernel, dispatch and derivative of the operators, checked by PyTorch."""
     sr, hr = _sample_pair(sample, operator_device)
     step = torch.tensor(1.0, device=operator_device) if as_tensor else None
-    output = OUTPUTS.index(sample.get("reduction", "mean"))
     wide = {torch.float16, torch.float64} & set(sample["dtypes"])
     saved = tolerances.compute_dtype(sr, hr) if wide else sr.dtype
-    for gradient, stats in ((None, False), (saved, True), (saved, False), (None, True)):
+    for stats in (False, True):
+        arguments = _loss_arguments(**sample, with_stats=stats)
+        for image in (sr, leaf_copy(sr)):
+            torch.library.opcheck(torch.ops.pspl_cuda.loss.default, (image, hr, step, 1.0), arguments)
         torch.library.opcheck(
-            torch.ops.pspl_cuda.forward.default,
-            (sr, hr, step, 1.0),
-            {**_operator_arguments(**sample), "output": output, "gradient_dtype": gradient, "with_stats": stats},
+            torch.ops.pspl_cuda.loss_and_gradient.default, (sr, hr, step, 1.0), {**arguments, "gradient_dtype": saved}
         )
 
 
-@pytest.mark.parametrize("output", ["similarity", "attention"])
+@pytest.mark.parametrize("attention", [False, True], ids=["similarity", "attention"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
-def test_opcheck_map(operator_device, sample, output):
+def test_opcheck_map(operator_device, sample, attention):
     sr, hr = _sample_pair(sample, operator_device)
-    fields = {"output": OUTPUTS.index(output), "gradient_dtype": None, "with_stats": False}
-    torch.library.opcheck(
-        torch.ops.pspl_cuda.forward.default, (sr, hr, None, 1.0), {**_operator_arguments(**sample), **fields}
-    )
+    arguments = {**_map_arguments(**sample), "attention": attention}
+    torch.library.opcheck(torch.ops.pspl_cuda.map.default, (sr, hr, None, 1.0), arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 4099)], ids=str)
-def test_opcheck_backward(operator_device, shape, dtype):
+def test_opcheck_scale_gradient(operator_device, shape, dtype):
     saved_gradient = distinct_pair(shape, torch.float32, operator_device)[0]
     grad_output = torch.tensor(2.5, device=operator_device)
     for saved in {saved_gradient, saved_gradient.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)}:
         for sign in (1, -1):
-            torch.library.opcheck(torch.ops.pspl_cuda.backward.default, (saved, grad_output, sign, dtype))
-            got = torch.ops.pspl_cuda.backward(saved, grad_output, sign, dtype)
+            torch.library.opcheck(torch.ops.pspl_cuda.scale_gradient.default, (saved, grad_output, sign, dtype))
+            got = torch.ops.pspl_cuda.scale_gradient(saved, grad_output, sign, dtype)
             assert torch.equal(got, (saved.float() * (2.5 * sign)).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 10), (1, 1, 1, 1), (1, 1, 1, 70001)], ids=str)
-def test_opcheck_backward_in_place(operator_device, shape, dtype):
+def test_opcheck_scale_gradient_in_place(operator_device, shape, dtype):
     saved_gradient = distinct_pair(shape, dtype, operator_device)[0]
     for value in (1.0, 2.5):
         grad_output = torch.tensor(value, device=operator_device)
-        torch.library.opcheck(torch.ops.pspl_cuda.backward_.default, (saved_gradient.clone(), grad_output))
-        expected = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1, dtype)
-        torch.ops.pspl_cuda.backward_(saved_gradient, grad_output)
+        torch.library.opcheck(torch.ops.pspl_cuda.scale_gradient_.default, (saved_gradient.clone(), grad_output))
+        expected = torch.ops.pspl_cuda.scale_gradient(saved_gradient, grad_output, 1, dtype)
+        torch.ops.pspl_cuda.scale_gradient_(saved_gradient, grad_output)
         assert torch.equal(saved_gradient, expected)
 
 
-def test_backward_rounds_once(operator_device):
+def test_scale_gradient_rounds_once(operator_device):
     """The product is formed in float32 and rounded to 16 bits last."""
     saved_gradient = torch.tensor([[[1e-9, -3e-9]]], device=operator_device)
     grad_output = torch.tensor(65536.0, device=operator_device)
-    got = torch.ops.pspl_cuda.backward(saved_gradient, grad_output, 1, torch.float16)
+    got = torch.ops.pspl_cuda.scale_gradient(saved_gradient, grad_output, 1, torch.float16)
     assert torch.equal(got.cpu(), (saved_gradient.double() * 65536).half().cpu())
 
 
@@ -118,8 +125,8 @@ def test_operators_refuse_what_python_would_have(operator_device):
     sr, hr = distinct_pair((1, 2, 5, 6), torch.float32, operator_device)
 
     def forward(a, b, step=None, **changes):
-        fields = {"output": 0, "gradient_dtype": torch.float32, "with_stats": True}
-        torch.ops.pspl_cuda.forward(a, b, step, 1.0, **{**_operator_arguments(), **fields, **changes})
+        arguments = {**_loss_arguments(with_stats=True), "gradient_dtype": torch.float32, **changes}
+        torch.ops.pspl_cuda.loss_and_gradient(a, b, step, 1.0, **arguments)
 
     forward(sr, hr)
     for a, b in ((sr, hr[..., 1:]), (sr[0, 0], hr[0, 0]), (sr[:0], hr[:0]), (sr.int(), hr)):
@@ -130,8 +137,8 @@ def test_operators_refuse_what_python_would_have(operator_device):
         wrong += [{name: 3}, {name: -1}]
     for changes in (
         *wrong,
-        {"output": 5},
-        {"output": -1},
+        {"reduction": 3},
+        {"reduction": -1},
         {"gradient_dtype": torch.float64},
         {"gradient_dtype": torch.float16},
         {"constants": DEFAULTS.constants[:-1]},
@@ -154,47 +161,53 @@ def test_operators_refuse_what_python_would_have(operator_device):
         (sr, one, 2, torch.float32),
     ):
         with pytest.raises(RuntimeError):
-            torch.ops.pspl_cuda.backward(saved, grad_output, sign, dtype)
+            torch.ops.pspl_cuda.scale_gradient(saved, grad_output, sign, dtype)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
-@pytest.mark.parametrize("with_gradient", [True, False])
-def test_the_operator_itself_differentiates(operator_device, sample, with_gradient):
-    """An exported or traced program calls the operator without the package's Python: the gradient must come all the same, also
-    where the program was traced without one."""
+def test_the_operator_itself_differentiates(operator_device, sample):
+    """An exported or traced program calls the operator without the package's checks."""
     sr, hr = _sample_pair(sample, operator_device)
-    fields = {"output": OUTPUTS.index(sample.get("reduction", "mean")), "with_stats": True}
-    dtype = tolerances.compute_dtype(sr, hr) if with_gradient else None
     a, b, c, d = leaf_copy(sr), leaf_copy(hr), leaf_copy(sr), leaf_copy(hr)
-    result, saved_gradient, stats = torch.ops.pspl_cuda.forward(
-        a, b, None, 1.0, **{**_operator_arguments(**sample), **fields, "gradient_dtype": dtype}
-    )
-    assert saved_gradient.numel() == (sr.numel() if with_gradient else 0)
-    assert not saved_gradient.requires_grad
+    result, stats = torch.ops.pspl_cuda.loss(a, b, None, 1.0, **_loss_arguments(**sample, with_stats=True))
     assert not stats.requires_grad
-    kept = saved_gradient.clone()
     names = ("distance", "padding", "window_size", "reduction")
     loss = pspl_cuda.pspl_loss(c, d, 1.0, **{name: sample[name] for name in names if name in sample})
     for value in (result, loss):
         value.backward(torch.full_like(value, 3.0))
-    for got, wanted in ((a.grad, c.grad), (b.grad, d.grad)):
-        assert got.dtype == wanted.dtype
-        torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7)
-    assert torch.equal(saved_gradient, kept), "an output of the operator was overwritten"
+    assert torch.equal(result, loss)
+    assert torch.equal(a.grad, c.grad)
+    assert torch.equal(b.grad, d.grad)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample["shape"]))
+def test_loss_and_gradient_differentiates(operator_device, sample):
+    """A graph of make_fx calls it. Its outputs are the caller's: backward reuses the memory of neither."""
+    sr, hr = _sample_pair(sample, operator_device)
+    dtype = tolerances.compute_dtype(sr, hr)
+    arguments = _loss_arguments(**sample)
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    result, _, gradient = torch.ops.pspl_cuda.loss_and_gradient(a, hr, None, 1.0, **arguments, gradient_dtype=dtype)
+    assert not gradient.requires_grad
+    kept = gradient.clone()
+    for value in (result, torch.ops.pspl_cuda.loss(b, hr, None, 1.0, **arguments)[0]):
+        value.backward(torch.full_like(value, 3.0))
+    assert torch.equal(a.grad, b.grad)
+    assert torch.equal(gradient, kept)
+    assert gradient.dtype == dtype
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_second_derivative_of_the_operator(operator_device, distance):
     sr, hr = distinct_pair(device=operator_device)
-    fields = {"output": OUTPUTS.index("mean"), "gradient_dtype": torch.float64, "with_stats": False}
-
-    def operator(a, b):
-        return torch.ops.pspl_cuda.forward(a, b, None, 1.0, **{**_operator_arguments(distance), **fields})[0]
 
     def second(function):
         a, b = leaf_copy(sr), leaf_copy(hr)
         (first,) = torch.autograd.grad(function(a, b), a, create_graph=True)
         return torch.autograd.grad(first.square().sum() + 0 * (a + b).sum(), (a, b))
+
+    def operator(a, b):
+        return torch.ops.pspl_cuda.loss(a, b, None, 1.0, **_loss_arguments(distance))[0]
 
     expected = second(lambda a, b: pspl_cuda.pspl_loss(a, b, 1.0, distance=distance, backend="reference"))
     for got, wanted in zip(second(operator), expected, strict=True):

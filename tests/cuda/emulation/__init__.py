@@ -7,18 +7,17 @@ workspace and shared memory are full of NaN before it, and the order of blocks, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import math
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import torch
 
-from pspl_cuda import _ops
-from pspl_cuda.config import DEFAULTS, OUTPUTS, check_config, check_flag, check_images, check_step, compute_dtype
+from pspl_cuda import _autograd, _ops
+from pspl_cuda.config import DEFAULTS, REDUCTIONS, check_config, check_flag, check_images, check_step, compute_dtype
 from pspl_cuda.stats import PSPLStats
 
 from . import build
@@ -90,28 +89,46 @@ def _readable(sr, hr, dtype):
     return sr.to(dtype), hr.to(dtype)
 
 
-def _forward(sr, hr, step_tensor, step, *arguments):
-    """pspl_cuda._ops.forward as csrc/bindings/operators.h makes it of a backend."""
-    call = _ops.Arguments(*arguments)
+def _forward(
+    sr,
+    hr,
+    step_tensor,
+    step,
+    constants,
+    window_size,
+    padding,
+    *,
+    distance=0,
+    output=0,
+    loss_weight=1.0,
+    with_stats=False,
+    gradient_dtype=None,
+):
+    """run_forward() of csrc/bindings/operators.h: the result, the statistics and the saved gradient."""
     dtype = compute_dtype(sr, hr)
     sr, hr = _readable(sr, hr, dtype)
-    reduced = OUTPUTS[call.output] in ("mean", "sum")
+    reduced = output < REDUCTIONS.index("none")
     result = sr.new_full((), math.nan, dtype=dtype) if reduced else _poisoned(sr, dtype)
-    gradient = _poisoned(sr, call.gradient_dtype) if call.gradient_dtype else sr.new_empty(0, dtype=dtype)
-    stats = sr.new_full((4 if call.with_stats else 0,), math.nan, dtype=dtype)
+    gradient = _poisoned(sr, gradient_dtype) if gradient_dtype else None
+    stats = sr.new_full((4 if with_stats else 0,), math.nan, dtype=dtype)
     is_tensor = step_tensor is not None
     params = {
-        **call._asdict(),
+        "constants": constants,
+        "window_size": window_size,
+        "padding": padding,
+        "distance": distance,
+        "output": output,
+        "loss_weight": loss_weight,
         "size": [1] * (5 - sr.dim()) + list(sr.shape),
         "sr": _image(sr),
         "hr": _image(hr),
-        "gradient": _image(gradient) if call.gradient_dtype else None,
+        "gradient": _image(gradient) if gradient_dtype else None,
         "map": None if reduced else _image(result),
         "step": 0.0 if is_tensor else step,
         "step_tensor": step_tensor.data_ptr() if is_tensor else 0,
         "step_dtype": _DTYPES.index(step_tensor.dtype) if is_tensor else 0,
         "loss": result.data_ptr() if reduced else 0,
-        "stats": stats.data_ptr() if call.with_stats else 0,
+        "stats": stats.data_ptr() if with_stats else 0,
     }
     name = str(dtype).removeprefix("torch.")
     needed = kernels.workspace_size(params)
@@ -122,7 +139,22 @@ def _forward(sr, hr, step_tensor, step, *arguments):
     run = getattr(kernels, f"forward_{name}")
     run(params, partials.ctypes.data, ticket.ctypes.data, _device.multiprocessors, seed)
     assert ticket[0] == 0, "the launch did not leave its ticket at 0"
-    return result, gradient, stats
+    return result, stats, gradient
+
+
+def _loss_and_gradient(sr, hr, step_tensor, step, constants, window_size, padding, *of_loss):
+    names = ("distance", "output", "loss_weight", "with_stats", "gradient_dtype")
+    of_loss = dict(zip(names, of_loss, strict=False))
+    return _forward(sr, hr, step_tensor, step, constants, window_size, padding, **of_loss)
+
+
+def _loss(*arguments):
+    return _loss_and_gradient(*arguments)[:2]
+
+
+def _map(*arguments):
+    *call, attention = arguments
+    return _forward(*call, output=len(REDUCTIONS) + attention)[0]
 
 
 def _run_backward(gradient, saved_gradient, grad_output, sign):
@@ -139,11 +171,11 @@ def _run_backward(gradient, saved_gradient, grad_output, sign):
     return gradient
 
 
-def _backward(saved_gradient, grad_output, sign, dtype):
+def _scale_gradient(saved_gradient, grad_output, sign, dtype):
     return _run_backward(_poisoned(saved_gradient, dtype), saved_gradient, grad_output, sign)
 
 
-def _backward_(saved_gradient, grad_output):
+def _scale_gradient_(saved_gradient, grad_output):
     _run_backward(saved_gradient, saved_gradient, grad_output, 1)
 
 
@@ -152,18 +184,12 @@ def new_workspace(partials: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(partials, math.nan), np.zeros(1, np.uint32)
 
 
-def _load_autograd():
-    """A second copy of pspl_cuda.autograd, unmodified, that calls the emulated operators."""
-    spec = importlib.util.find_spec("pspl_cuda.autograd")
-    module = importlib.util.module_from_spec(spec)
-    with mock.patch.object(_ops.DEFINITIONS, "impl"):  # the real operators have their derivative already
-        spec.loader.exec_module(module)
-    emulated = {"forward": _forward, "backward": _backward, "backward_": _backward_}
-    module._ops = SimpleNamespace(**{**vars(_ops), **emulated})
-    return module
-
-
-_autograd = _load_autograd()
+_KERNELS = _ops.Operators(_loss, _loss_and_gradient, _map, _scale_gradient, _scale_gradient_)
+# What torch's dispatcher would make of them: the Autograd kernels come first.
+_OPERATORS = _KERNELS._replace(
+    loss=functools.partial(_autograd.differentiable_loss, operators=_KERNELS),
+    map=functools.partial(_autograd.constant_map, operators=_KERNELS),
+)
 
 
 def _config(keywords):
@@ -179,21 +205,19 @@ def pspl_loss(sr, hr, step, *, return_stats=False, **keywords):
     check_flag("return_stats", return_stats)
     check_images(sr, hr)
     step = check_step(step, sr.device)
-    loss, stats = _autograd.loss(sr, hr, step, config, return_stats)
+    loss, stats = _ops.call_loss(sr, hr, step, config, return_stats, 1.0, _OPERATORS)
     return (loss, PSPLStats(*stats.unbind(), config.data_range)) if return_stats else loss
 
 
-@torch.no_grad()
 def similarity_map(sr, hr, **keywords):
     """pspl_cuda.similarity_map by the emulated kernel."""
     config = _config(keywords)
     check_images(sr, hr)
-    return _autograd.similarity_map(sr, hr, config)
+    return _ops.call_map(sr, hr, None, config, _OPERATORS)
 
 
-@torch.no_grad()
 def attention_map(sr, hr, step, **keywords):
     """pspl_cuda.attention_map by the emulated kernel."""
     config = _config(keywords)
     check_images(sr, hr)
-    return _autograd.attention_map(sr, hr, check_step(step, sr.device), config)
+    return _ops.call_map(sr, hr, check_step(step, sr.device), config, _OPERATORS)
