@@ -238,14 +238,14 @@ PLANTS = {
         "strip_forward.cuh",
         "valid[c] = column + c < width;",
         "valid[c] = column + c < width - 1;",
-        "gradient was not written",
+        "gradient is not a number",
     ),
     "last row of a strip not walked": (
         "memory",
         "strip_forward.cuh",
         "for (int left = end_row + R - last; left > 0; --left) {",
         "for (int left = end_row + R - last - 1; left > 0; --left) {",
-        "gradient was not written",
+        "gradient is not a number",
     ),
     "a barrier that not all lanes reach": (
         "memory",
@@ -259,7 +259,7 @@ PLANTS = {
         "reduction.cuh",
         "workspace.partials[static_cast<int64_t>(i) * blocks + blockIdx.x] = total;",
         "workspace.partials[static_cast<int64_t>(i) * blocks] = total;",
-        "loss was not written",
+        "loss is not a number",
     ),
     "grad_output ignored": (
         "memory",

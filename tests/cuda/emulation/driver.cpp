@@ -1,22 +1,20 @@
-// Runs the launchers of csrc/cuda over a list of cases, for the sanitizers: every image, output and workspace is a heap
-// block of exactly its size, outputs are full of NaN, and each of their elements must be a number afterwards. Whether
-// it is the right number is checked elsewhere.
+// Runs the launchers of csrc/cuda over a list of cases, for the sanitizers, and prints a checksum of all outputs.
 //
 //   driver all     every dtype, padding, window, layout and tail
 //   driver small   a few images that one OS thread per CUDA thread can manage
 #include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "../../helpers/driver_common.h"
 #include "cuda/kernels.h"
 #include "pspl_math.h"
 
 using namespace pspl;
+using namespace pspl::driver;
 
 #if defined(PSPL_FLOAT32_ONLY)
 // Planted bugs are compiled in one element type; the linker needs the others.
@@ -38,73 +36,8 @@ const auto launchers = instantiate(std::make_index_sequence<std::size(kFloat32Pa
 
 namespace {
 
-std::mt19937 generator(1);
-
 // More elements than this show nothing new about the backward kernel, and take too many threads.
 constexpr int64_t kMostInBackward = 1000;
-
-// Exactly so many bytes on the heap, poisoned.
-struct Memory {
-  explicit Memory(size_t bytes) : data(std::malloc(bytes)) { std::memset(data, emulation::kPoison, bytes); }
-  ~Memory() { std::free(data); }
-  Memory(const Memory&) = delete;
-  void* data;
-};
-
-enum class Kind { kContiguous, kChannelsLast, kTransposed, kEveryOther };
-
-struct Case {
-  int64_t size[5];  // three leading dimensions, rows, columns
-  int radius = 5;
-  Padding padding = Padding::kZeros;
-  Distance distance = Distance::kL1;
-  DType sr = DType::kFloat32;
-  DType hr = DType::kFloat32;
-  Kind layout = Kind::kContiguous;
-  bool everything = false;  // statistics and maps too
-  int multiprocessors = 132;
-};
-
-Strides strides_of(const Case& c, Kind kind) {
-  const auto [n, d, channels, height, width] = c.size;
-  (void)n;
-  switch (kind) {
-    case Kind::kChannelsLast:
-      return {{d * channels * height * width, channels * height * width, 1}, width * channels, channels};
-    case Kind::kTransposed:
-      return {{d * channels * height * width, channels * height * width, height * width}, 1, height};
-    case Kind::kEveryOther:
-      return {{8 * d * channels * height * width, 8 * channels * height * width, 8 * height * width}, 4 * width, 2};
-    default:
-      return {{d * channels * height * width, channels * height * width, height * width}, width, 1};
-  }
-}
-
-// Elements from the first to the last one in use.
-int64_t extent(const Case& c, const Strides& l) {
-  const int64_t stride[5] = {l.leading[0], l.leading[1], l.leading[2], l.row, l.column};
-  int64_t last = 0;
-  for (int i = 0; i < 5; ++i) last += (c.size[i] - 1) * stride[i];
-  return last + 1;
-}
-
-size_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-void fill(void* data, DType dtype, int64_t count) {
-  std::uniform_real_distribution<float> pixel(0, 1);
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = pixel(generator);
-    if (dtype == DType::kFloat64) static_cast<double*>(data)[i] = value;
-    if (dtype == DType::kFloat32) static_cast<float*>(data)[i] = value;
-    if (dtype == DType::kFloat16) static_cast<__half*>(data)[i] = __float2half_rn(value);
-    if (dtype == DType::kBFloat16) static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
-  }
-}
-
-void fail(const std::string& what) {
-  std::fprintf(stderr, "driver: %s\n", what.c_str());
-  std::exit(2);
-}
 
 // Of the bits of all outputs, to compare builds (FNV-1a).
 uint64_t checksum = 0xcbf29ce484222325;
@@ -113,14 +46,6 @@ void add_to_checksum(const void* data, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) {
     checksum = (checksum ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
   }
-}
-
-template <typename T>
-void expect_numbers(const T* data, int64_t count, const char* name) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (data[i] != data[i]) fail(std::string(name) + " was not written at " + std::to_string(i));
-  }
-  add_to_checksum(data, count * sizeof(T));
 }
 
 void check(cudaError_t status) {
@@ -134,18 +59,10 @@ double number_at(const void* data, DType dtype, int64_t i) {
                                     : __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
 }
 
-void expect_numbers(const void* data, DType dtype, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const double value = number_at(data, dtype, i);
-    if (value != value) fail("gradient was not written at " + std::to_string(i));
-  }
-  add_to_checksum(data, count * bytes_of(dtype));
-}
-
 // The bits of an element, as a number.
 uint64_t bits_at(const void* data, DType dtype, int64_t i) {
   uint64_t bits = 0;
-  std::memcpy(&bits, static_cast<const unsigned char*>(data) + i * bytes_of(dtype), bytes_of(dtype));
+  std::memcpy(&bits, static_cast<const unsigned char*>(data) + i * size_of(dtype), size_of(dtype));
   return bits;
 }
 
@@ -175,16 +92,16 @@ void backward(const ForwardParams<float>& p, const cuda::Device& device) {
                                         ? std::vector<DType>{saved, DType::kFloat16, DType::kBFloat16}
                                         : std::vector<DType>{saved};
   for (int64_t offset = 0; offset < std::min<int64_t>(2, count); ++offset) {
-    auto* const from = static_cast<unsigned char*>(p.gradient.data) + offset * bytes_of(saved);
+    auto* const from = static_cast<unsigned char*>(p.gradient.data) + offset * size_of(saved);
     for (const float grad_output : {1.0f, 0.75f}) {
       const auto scalar = std::make_unique<float>(grad_output);
       for (const DType out : dtypes) {
-        const Memory gradient((count - offset) * bytes_of(out));
+        const Memory gradient((count - offset) * size_of(out));
         check(cuda::backward({from, saved, scalar.get(), -1.0f, gradient.data, out, count - offset}, device, nullptr));
         expect_product(gradient.data, out, from, saved, -grad_output, count - offset);
       }
-      const Memory in_place((count - offset) * bytes_of(saved));
-      std::memcpy(in_place.data, from, (count - offset) * bytes_of(saved));
+      const Memory in_place((count - offset) * size_of(saved));
+      std::memcpy(in_place.data, from, (count - offset) * size_of(saved));
       check(cuda::backward({in_place.data, saved, scalar.get(), 1.0f, in_place.data, saved, count - offset}, device,
                            nullptr));
       expect_product(in_place.data, saved, from, saved, grad_output, count - offset);
@@ -193,33 +110,26 @@ void backward(const ForwardParams<float>& p, const cuda::Device& device) {
 }
 
 template <typename T>
-void run(const Case& c) {
-  const Strides strides = strides_of(c, c.layout);
-  const Strides dense = strides_of(c, c.layout == Kind::kEveryOther ? Kind::kContiguous : c.layout);
-  const int64_t elements = extent(c, strides);
-  const Memory sr(elements * bytes_of(c.sr));
-  const Memory hr(elements * bytes_of(c.hr));
-  fill(sr.data, c.sr, elements);
-  fill(hr.data, c.hr, elements);
+void check_numbers(const T* data, int64_t count, const char* name) {
+  expect_numbers(data, kComputeType<T>, count, name);
+  add_to_checksum(data, count * sizeof(T));
+}
 
-  ForwardParams<T> p{};
-  std::copy_n(c.size, kLeadingDims, p.leading);
-  p.height = c.size[3];
-  p.width = c.size[4];
-  p.sr = {sr.data, c.sr, strides};
-  p.hr = {hr.data, c.hr, strides};
-  p.padding = c.padding;
-  p.distance = c.distance;
-  p.radius = c.radius;
-  p.step = T(1);
+void check(const Result& result) {
+  result.check();
+  add_to_checksum(result.memory.data, result.count * size_of(result.dtype));
+}
+
+template <typename T>
+void run(const Case& c) {
+  const Image sr(c, c.sr, c.sr_layout), hr(c, c.hr, c.hr_layout);
+  ForwardParams<T> p = parameters<T>(c, sr, hr);
   // As pspl_cuda/autograd.py chooses it.
   const DType saved = sizeof(T) == 8 ? DType::kFloat64 : c.sr == DType::kFloat16 ? DType::kFloat32 : c.sr;
-  set_constants(p, {1, 0, 2, -1, 1, 1.5, 0.01, 0.03, 1e-3}, 1.0);
 
-  const Memory gradient(p.numel() * bytes_of(saved));
-  const Memory loss(sizeof(T));
-  const Memory stats(kNumStats * sizeof(T));
-  p.gradient = {gradient.data, saved, dense};
+  const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));
+  const Result gradient(c, saved, "gradient");
+  p.gradient = {gradient.memory.data, saved, gradient.strides};
   p.loss = static_cast<T*>(loss.data);
   if (c.everything) p.stats = static_cast<T*>(stats.data);
   const Memory partials(cuda::workspace_size(p) * sizeof(double));
@@ -228,9 +138,9 @@ void run(const Case& c) {
   const cuda::Device device{90, c.multiprocessors, 228 * 1024};
   ++emulation::order.seed;
   check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, device, nullptr));
-  expect_numbers(gradient.data, saved, p.numel());
-  expect_numbers(p.loss, 1, "loss");
-  if (c.everything) expect_numbers(p.stats, kNumStats, "stats");
+  check(gradient);
+  check_numbers(p.loss, 1, "loss");
+  if (c.everything) check_numbers(p.stats, kNumStats, "stats");
   if (*ticket != 0) fail("the ticket is not 0 after the launch");
   if constexpr (sizeof(T) == 4) {
     if (p.numel() <= kMostInBackward) backward(p, device);
@@ -239,13 +149,13 @@ void run(const Case& c) {
 
   // Maps alone need no workspace.
   for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
-    const Memory map(p.numel() * sizeof(T));
-    p.map = {static_cast<T*>(map.data), dense};
+    const Result map(c, kComputeType<T>, "map");
+    p.map = {static_cast<T*>(map.memory.data), map.strides};
     p.output = output;
     p.gradient = {};
     p.loss = p.stats = nullptr;
     check(cuda::forward<T>(p, {nullptr, nullptr}, device, nullptr));
-    expect_numbers(p.map.data, p.numel(), "map");
+    check(map);
   }
 }
 
@@ -274,7 +184,10 @@ std::vector<Case> all_cases() {
                               {2, 1, 3, 8, 64},  {1, 2, 3, 17, 6}, {1, 1, 1, 21, 65}, {1, 1, 1, 40, 127},
                               {1, 1, 1, 2, 300}, {1, 1, 5, 19, 33}};
   std::vector<Case> cases;
+  // Outputs are dense; the backward pass needs them so.
   const auto add = [&](Case c) {
+    c.hr_layout = c.sr_layout;
+    c.out_layout = c.sr_layout == Kind::kEveryOther ? Kind::kContiguous : c.sr_layout;
     for (const auto& size : sizes) {
       std::copy_n(size, 5, c.size);
       cases.push_back(c);
@@ -283,10 +196,10 @@ std::vector<Case> all_cases() {
   for (const Padding padding : {Padding::kZeros, Padding::kReflect, Padding::kReplicate}) {
     for (const Kind layout : {Kind::kContiguous, Kind::kChannelsLast, Kind::kTransposed, Kind::kEveryOther}) {
       for (const bool everything : {false, true}) {
-        add({.padding = padding, .layout = layout, .everything = everything});
+        add({.padding = padding, .sr_layout = layout, .everything = everything});
         add({.padding = padding,
              .distance = Distance::kCharbonnier,
-             .layout = layout,
+             .sr_layout = layout,
              .everything = everything,
              .multiprocessors = 1});
       }
@@ -299,7 +212,7 @@ std::vector<Case> all_cases() {
       for (const DType hr : dtypes) {
         if (!cuda::has_kernels(sr, hr)) continue;
         add({.padding = padding, .sr = sr, .hr = hr, .everything = sr != DType::kFloat16});
-        add({.padding = padding, .distance = Distance::kL2, .sr = sr, .hr = hr, .layout = Kind::kChannelsLast});
+        add({.padding = padding, .distance = Distance::kL2, .sr = sr, .hr = hr, .sr_layout = Kind::kChannelsLast});
       }
     }
     for (const int radius : {1, 3, 7}) {
