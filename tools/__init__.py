@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# helpers and emulation, which pytest has from pyproject.toml.
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/cuda")]
+# helpers, emulation and networks, which pytest has from pyproject.toml.
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/cuda", "experiments")]

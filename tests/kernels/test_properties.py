@@ -31,8 +31,11 @@ from pspl_cuda.config import DISTANCES
     eps=st.sampled_from([1e-4, 1e-3, 0.1]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
     upstream=st.sampled_from([1.0, -0.375, 1000.0]),
+    with_stats=st.booleans(),
 )
-def test_kernel_is_the_oracle(backend, recipe, window, pace, sigma, step, distance, eps, reduction, upstream):
+def test_kernel_is_the_oracle(
+    backend, recipe, window, pace, sigma, step, distance, eps, reduction, upstream, with_stats
+):
     """Loss, both gradients, statistics and maps are within the budget; also with windows that are hardly wider than a pixel,
     except for kernels whose error there has a bound of its own (test_numerics.py)."""
     if sigma is not None and not backend.one_pivot:
@@ -45,9 +48,8 @@ def test_kernel_is_the_oracle(backend, recipe, window, pace, sigma, step, distan
         expected = oracle.similarity_map(numpy64(sr), numpy64(hr), **window)
         tolerances.assert_similarity(backend.similarity_map(sr, hr, **window), expected, far_from_pivot=True)
         return
-    check_against_oracle(
-        backend, sr, hr, step, upstream, maps=True, distance=distance, eps=eps, reduction=reduction, **window, **pace
-    )
+    keywords = {"distance": distance, "eps": eps, "reduction": reduction, **window, **pace}
+    check_against_oracle(backend, sr, hr, step, upstream, maps=True, with_stats=with_stats, **keywords)
 
 
 @given(recipe=pair_recipes(), window=WINDOWS, step=STEPS, scale=st.sampled_from([1.0, 255.0, 1e-4]))
