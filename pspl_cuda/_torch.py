@@ -26,6 +26,9 @@ _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda
 # Whether a tensor is batched by the vmap of is_grads_batched. Without it, torch's own errors remain.
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
 
+# Whether torch.export traces. torch has it since 2.7.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 def in_backward() -> bool:
     """Whether a backward pass runs on this thread, so that what is called now recomputes a forward pass."""

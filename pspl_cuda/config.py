@@ -235,7 +235,7 @@ def check_images(sr: Tensor, hr: Tensor) -> None:
 
 def warn_of_iterations(step: Any) -> None:
     """Warn of a ``step`` that can only be a count of iterations. Larger ones ask for uniform weights."""
-    if isinstance(step, int) and 1000 <= step < 10**7 and not torch.compiler.is_compiling():
+    if isinstance(plain_number(step), int) and 1000 <= step < 10**7 and not torch.compiler.is_compiling():
         warnings.warn(
             f"step is {step}, which is {step} thousand iterations in the authors' unit. Pass iteration / 1000, or let PSPLLoss "
             "count. A step that is meant can be passed as a float.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -193,10 +194,8 @@ class PSPLLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED:
             raise AttributeError(f"{name} of PSPLLoss can't be assigned. {_FIXED[name]}")
-        if hasattr(type(self), name):
-            object.__setattr__(
-                self, name, value
-            )  # nn.Module would register a Parameter or a Module past the attribute's check
+        if hasattr(type(self), name):  # nn.Module would register a Parameter or a Module past the attribute's check
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -311,9 +310,9 @@ class PSPLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The keywords that differ from the defaults, and the current iteration."""
-        defaults = {**DEFAULTS._asdict(), "return_stats": False, "backend": "auto", "loss_weight": 1.0}
-        defaults |= {"calls_per_iteration": 1, "capturable": False}
-        changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+        described_last = ("start_iteration", "total_iterations", "iterations_per_step")
+        keywords = inspect.signature(PSPLLoss).parameters.values()
+        changed = [k.name for k in keywords if k.name not in described_last and getattr(self, k.name) != k.default]
         total = self.total_iterations
         schedule = f"iterations_per_step={self.iterations_per_step:g}" if total is None else f"total_iterations={total}"
         return ", ".join([f"{name}={getattr(self, name)!r}" for name in (*changed, "iteration")] + [schedule])

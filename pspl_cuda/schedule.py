@@ -122,7 +122,7 @@ class Schedule:
             if not training:
                 return self._tensor
             # A program of torch.export does not count: its step is the one after the export.
-            return self._tensor + (1 if torch.compiler.is_exporting() else _ops.increment(self._tensor))
+            return self._tensor + (1 if _torch.is_exporting() else _ops.increment(self._tensor))
         calls = self._memory[0] if self._memory is not None else self._tensor
         return calls + 1 if training and not _torch.in_backward() else calls
 
@@ -142,7 +142,7 @@ class Schedule:
         """Set the count to ``calls``, a result of :meth:`calls_with_next`."""
         if isinstance(calls, Tensor):
             # In place, as above. An assignment would also leave what an ambient mode makes of a tensor.
-            if not torch.compiler.is_exporting():
+            if not _torch.is_exporting():
                 self._tensor.fill_(calls.reshape(()))
             return
         self.calls = calls

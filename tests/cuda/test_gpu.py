@@ -107,6 +107,43 @@ def test_capturable_module_under_reduce_overhead():
     assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
 
 
+class _NetworkAndLoss(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.criterion = pspl_cuda.PSPLLoss(
+            iterations_per_step=2
+        )  # first, so that its state is the first in the model's
+        self.network = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, sr, hr):
+        return self.criterion(self.network(sr), hr).reshape(1)
+
+
+def test_data_parallel_counts_a_batch_once():
+    """Two replicas on one device."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 2, 3, 16, 16, device="cuda")
+    model = _NetworkAndLoss().to("cuda")
+    parallel = torch.nn.DataParallel(model, device_ids=[0, 0])
+    for iteration in range(1, 4):
+        losses = parallel(*images)
+        losses.sum().backward()
+        assert losses.shape == (2,)
+        assert model.criterion.iteration == iteration
+        expected = pspl_cuda.pspl_loss(model.network(images[0, :1]), images[1, :1], iteration / 2)
+        torch.testing.assert_close(losses[0], expected, rtol=1e-5, atol=0)
+
+
+def test_state_of_a_model_is_on_its_device():
+    """Lightning's load_from_checkpoint moves the model to the device of the first tensor in its state."""
+    model = _NetworkAndLoss().to("cuda")
+    assert {value.device.type for value in model.state_dict().values()} == {"cuda"}
+    twin = _NetworkAndLoss()
+    model.criterion.iteration = 7
+    twin.load_state_dict(model.state_dict())
+    assert twin.criterion.iteration == 7
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_backward_leaves_the_saved_gradient_where_grad_output_is_one(dtype):
     """Eager and captured: the gradient for 1 is the saved one, any other factor is applied on the device."""
