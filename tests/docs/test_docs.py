@@ -160,6 +160,31 @@ def test_paths_of_pytest_exist(page):
         assert (ROOT / path).exists(), f"{path} does not exist"
 
 
+@pytest.mark.parametrize(
+    "name", ["CONTRIBUTING.md", "docs/dev/design.md", "docs/dev/release.md", "docs/performance.md"]
+)
+def test_named_files_exist(name):
+    """Paths such as `csrc/pspl_math.h` in pages for contributors."""
+    paths = re.findall(r"`([\w.]+/[\w./]*)`", without_blocks(ROOT / name))
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), f"{name} names {path}, which does not exist"
+
+
+def test_where_to_change_names_what_is_there():
+    """Each row of the table in CONTRIBUTING names files, and after a colon what they define."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (section,) = re.findall(r"^## Where would I change.*?(?=^## )", text, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\|[^|]*\| (`.*) \|$", section, re.MULTILINE)
+    assert len(rows) > 10
+    for part in (part for row in rows for part in row.split("; ")):
+        file, *names = re.findall(r"`([^`]+)`", part)
+        if ":" in part:
+            source = (ROOT / file).read_text()
+            for name in names:
+                assert re.search(rf"\b{name}\b", source), f"CONTRIBUTING names {name}, which {file} lacks"
+
+
 def anchors(page):
     """GitHub's names of the page's headings."""
     headings = re.findall(r"^#+ (.*)$", without_blocks(page), re.MULTILINE)
