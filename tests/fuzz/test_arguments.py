@@ -6,7 +6,9 @@ test_cpu_kernel.py looks for reads out of bounds.
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
 import warnings
 
@@ -15,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from torch.utils.checkpoint import checkpoint
 
 import pspl_cuda
 from helpers import backends
 from helpers.unusual_tensors import Subclass, nested, quantized
 from pspl_cuda import PSPLLoss
+from pspl_cuda.schedule import Schedule
 
 # ---------------------------------------------------------------- what is drawn
 
@@ -106,6 +111,8 @@ NUMBERS = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
     st.integers(-3, 20),
     st.sampled_from([10**400, -(10**400), 10**5000, 2**63, -(2**63), 1e308, 5e-324, 1e-30, 1e30, -0.0]),
+    st.builds(lambda kind, value: kind(value), st.sampled_from([np.float16, np.float32, np.float64]), st.floats(0, 9)),
+    st.sampled_from([np.float32("inf"), np.float64("nan"), np.int64(2**62), np.uint8(3), np.int8(-3), np.bool_(True)]),
 )
 STEPS = st.one_of(
     st.floats(0, 5),
@@ -151,7 +158,18 @@ MODULE = {
     "iterations_per_step": NUMBERS,
     "calls_per_iteration": NUMBERS,
     "start_iteration": NUMBERS,
+    "total_iterations": NUMBERS,
+    "capturable": st.booleans(),
+    "backend": WORDS | st.sampled_from(["auto", "cpu", "cuda", "reference"]),
 }
+STATES = st.one_of(
+    st.lists(st.integers(-2, 9) | st.sampled_from([2**53, 2**60, -(2**63)]), max_size=6).map(
+        lambda values: torch.tensor(values, dtype=torch.int64)
+    ),
+    st.lists(st.floats(), max_size=5).map(torch.tensor),
+    st.tuples(st.integers(0, 9), st.integers(0, 3), st.integers(0, 3), st.integers(0, 9)).map(torch.tensor),
+    JUNK,
+)
 
 
 def keywords(*tables):
@@ -270,3 +288,108 @@ def test_backend(backend):
         (pspl_cuda.pspl_loss, (image, image, 1.0)),
     ):
         outcome(function, *args, backend=backend)
+
+
+@EXAMPLES
+@given(
+    pair=st.sampled_from([*(TABLE := {**CONSTANTS, **PACE, **LOSS, **MODULE})]).flatmap(
+        lambda name: st.tuples(st.just(name), st.one_of(TABLE[name], JUNK))
+    )
+)
+def test_assignment(pair):
+    """An attribute takes what the constructor takes, with the same effect, and refuses the rest with the same sentence."""
+    name, value = pair
+    assume(name not in ("start_iteration", "capturable") and value is not None)
+    loss = PSPLLoss()
+    before = repr(loss)
+    kind, sentence = outcome(setattr, loss, name, value)
+    constructed, same = outcome(PSPLLoss, **{name: value})
+    assert kind == constructed
+    if kind == "value":
+        assert repr(loss) == repr(same)
+    else:
+        assert (sentence, repr(loss)) == (same, before)
+
+
+@EXAMPLES
+@given(state=STATES, total=st.none() | st.integers(1, 9))
+def test_state(state, total):
+    """A state of any size and content continues a count that can be saved, or is refused without effect."""
+    loss = PSPLLoss(start_iteration=3, calls_per_iteration=2, total_iterations=total)
+    before = repr(loss)
+    kind, _ = outcome(loss.load_state_dict, {"_extra_state": state})
+    assert kind == "value" or repr(loss) == before
+    saved = loss.state_dict()
+    assert saved["_extra_state"].shape == (4,)
+    twin = PSPLLoss(calls_per_iteration=2, total_iterations=total)
+    twin.load_state_dict(saved)
+    assert (twin.iteration, twin.schedule.calls) == (loss.iteration, loss.schedule.calls)
+
+
+class CountsOfASchedule(RuleBasedStateMachine):
+    """Whatever is done to a schedule, its count is that of two integers: the iteration, and the calls made in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = Schedule()
+        self.per_iteration, self.calls = 1, 0
+
+    @rule(training=st.booleans(), raises=st.booleans(), replicas=st.integers(0, 3))
+    def call(self, training, raises, replicas):
+        counts = training and not raises
+        for schedule in [self.schedule.replica() for _ in range(replicas)] or [self.schedule]:
+            calls = schedule.calls_with_next(training)
+            assert schedule.step_of(calls) == -(-(self.calls + training) // self.per_iteration) / 1000
+            if counts:
+                schedule.record(calls)
+        self.calls += counts
+
+    @rule(kind=st.sampled_from(["reentrant", "not reentrant"]))
+    def checkpointed_call(self, kind):
+        def call(x):
+            calls = self.schedule.calls_with_next(True)
+            self.schedule.record(calls)
+            return (x * self.schedule.step_of(calls)).square()
+
+        x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        checkpoint(call, x, use_reentrant=kind == "reentrant").backward()
+        self.calls += 1
+        step = -(-self.calls // self.per_iteration) / 1000
+        assert x.grad.item() == pytest.approx(2 * step**2, rel=1e-12)
+
+    @rule(iteration=st.integers(0, 2**40))
+    def set_iteration(self, iteration):
+        self.schedule.iteration = iteration
+        self.calls = iteration * self.per_iteration
+
+    @rule(calls=st.integers(1, 5))
+    def set_calls_per_iteration(self, calls):
+        self.schedule.calls_per_iteration = calls
+        self.calls = -(-self.calls // self.per_iteration) * calls
+        self.per_iteration = calls
+
+    @rule(duplicate=st.sampled_from([copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]))
+    def duplicate(self, duplicate):
+        old, self.schedule = self.schedule, duplicate(self.schedule)
+        old.iteration = 77
+
+    @rule(calls=st.integers(1, 5))
+    def save_and_load(self, calls):
+        state = self.schedule.get_state()
+        self.schedule = Schedule(calls_per_iteration=calls, start_iteration=5)
+        self.schedule.set_state(state)
+        if calls != self.per_iteration:
+            self.calls = -(-self.calls // self.per_iteration) * calls
+            self.per_iteration = calls
+
+    @rule(device=st.sampled_from(["cpu", "meta"]))
+    def move(self, device):
+        self.schedule.to(torch.device(device))
+
+    @invariant()
+    def counts(self):
+        assert self.schedule.calls == self.schedule._tensor.item() == self.calls
+        assert self.schedule.iteration == -(-self.calls // self.per_iteration)
+
+
+test_counts_of_a_schedule = CountsOfASchedule.TestCase
