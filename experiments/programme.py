@@ -10,6 +10,7 @@ machine, loses no more than what was trained since the last validation.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import subprocess
 import sys
@@ -36,20 +37,41 @@ class Job(NamedTuple):
 
 
 SRCNN = "--model srcnn-915 --iterations 2400 --batch 8 --halve-every 600 --validate-every 600 --log-every 40"
-VDSR = "--model vdsr --batch 4 --log-every 20"
-EDSR = "--model edsr-baseline --batch 4 --patch 48 --log-every 20"
-SHORT_EDSR = f"{EDSR} --iterations 500 --halve-every 250 --validate-every 100"
+EDSR = "--model edsr-baseline --batch 4 --log-every 20"
+SHORT_EDSR = f"{EDSR} --patch 48 --iterations 500 --halve-every 100 --validate-every 100"
+LONG_EDSR = f"{EDSR} --patch 64 --iterations 3000 --halve-every 750 --validate-every 300"
+VDSR = "--model vdsr --batch 4 --patch 41 --iterations 2000 --halve-every 500 --validate-every 400 --log-every 50"
+LAPSRN = "--model lapsrn --batch 4 --patch 128 --iterations 1500 --halve-every 375 --validate-every 300 --log-every 50"
+DRRN = "--model drrn --batch 2 --patch 31 --iterations 800 --halve-every 200 --validate-every 400 --log-every 20"
+FINE = f"{EDSR} --patch 64 --iterations 1000 --halve-every 250 --validate-every 250 --lr 1e-4"
 STARTS = "plain pspl:1/3 pspl:1/3:0.8 pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"
-ARMS = "plain pspl pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"
+CONTROLS = "pspl scale:1/3:0.8 warmup:1/3"
+ARMS = f"plain {CONTROLS} pspl:1/3:0.8"
 
 JOBS = [
-    # Which start of the schedule is alive, and costs nothing? And what do the controls say?
-    Job("edsr-500", 0, f"{SHORT_EDSR} --lr 4e-4 --arms plain pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"),
+    # Which start of the schedule is alive, and costs nothing? What do the controls say?
     Job("srcnn-starts", 0, f"{SRCNN} --lr 1e-3 --arms {STARTS}"),
     Job("srcnn-starts", 1, f"{SRCNN} --lr 1e-3 --arms {STARTS}"),
-    Job("srcnn-controls", 0, f"{SRCNN} --lr 1e-3 --arms pspl scale:1/3:0.8 warmup:1/3"),
-    Job("srcnn", 2, f"{SRCNN} --lr 1e-3 --arms plain pspl pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"),
-    Job("srcnn-controls", 1, f"{SRCNN} --lr 1e-3 --arms pspl scale:1/3:0.8 warmup:1/3"),
+    Job("srcnn", 2, f"{SRCNN} --lr 1e-3 --arms {ARMS} pspl:1/3"),
+    Job("edsr-short", 0, f"{SHORT_EDSR} --lr 4e-4 --arms plain pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8"),
+    Job("srcnn-controls", 0, f"{SRCNN} --lr 1e-3 --arms {CONTROLS}"),
+    Job("srcnn-controls", 1, f"{SRCNN} --lr 1e-3 --arms {CONTROLS}"),
+    Job("edsr-short", 1, f"{SHORT_EDSR} --lr 4e-4 --arms plain pspl:1/3 pspl:1/3:0.8 scale:1/3:0.8"),
+    # The five networks, two learning rates each, two seeds (SRCNN three).
+    *[Job("edsr-4e-4", seed, f"{LONG_EDSR} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("vdsr-2e-4", seed, f"{VDSR} --lr 2e-4 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("vdsr-1e-3", seed, f"{VDSR} --lr 1e-3 --arms {ARMS} pspl:1/3") for seed in (0, 1)],
+    *[Job("vdsr-1e-3-clip", seed, f"{VDSR} --lr 1e-3 --clip 0.4 --arms {ARMS} pspl:1/3") for seed in (0, 1)],
+    *[Job("lapsrn-4e-4", seed, f"{LAPSRN} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("edsr-2e-4", seed, f"{LONG_EDSR} --lr 2e-4 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("srcnn-2e-3", seed, f"{SRCNN} --lr 2e-3 --arms {ARMS}") for seed in (0, 1, 2)],
+    *[Job("lapsrn-1e-3", seed, f"{LAPSRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
+    # In practice a network is trained already.
+    *[Job("edsr-fine", seed, f"{FINE} --arms plain pspl:1/3:0.8", start="edsr-4e-4") for seed in (0, 1)],
+    *[Job("drrn-4e-4", seed, f"{DRRN} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("drrn-1e-3", seed, f"{DRRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
+    # The paper's Fig. 4.
+    *[Job("edsr-x2", seed, f"{LONG_EDSR} --scale 2 --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
 ]
 
 
@@ -66,6 +88,10 @@ def _train(job: Job, data: Path, runs: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another programme.py trains it
+            return
         print(f"{folder} ...", flush=True)
         finished = subprocess.run(
             _command(job, data, runs), stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, check=False
@@ -83,14 +109,14 @@ def _state(folder: Path) -> str:
     return f"iteration {(folder / 'metrics.csv').read_text().splitlines()[-1].partition(',')[0]}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, or list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread each (default: 2)")
     parser.add_argument("--list", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.list:
         for job in JOBS:
             print(f"{job.name}/{job.seed}: {_state(options.runs / job.name / str(job.seed))}")
