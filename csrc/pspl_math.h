@@ -169,10 +169,12 @@ void set_constants(ForwardParams<T>& p, const Constants& c, double loss_weight) 
   p.eps_squared = static_cast<T>(std::fmax(eps_squared, static_cast<double>(std::numeric_limits<T>::min())));
 }
 
-// ---------------------------------------------------------------- padding
+// ---------------------------------------------------------------- integers
 
-// The index of the pixel at position i of a line of n pixels, for any i: negative, or beyond the end by several
-// lengths. -1 means a zero outside the image.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Padding: the index of the pixel at position i of a line of n pixels, for any i: negative, or beyond the end by
+// several lengths. -1 means a zero outside the image.
 template <typename I>
 PSPL_FN I padded_index(I i, I n, Padding padding) {
   if (i >= 0 && i < n) return i;

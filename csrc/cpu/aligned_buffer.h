@@ -13,16 +13,16 @@ namespace {
 template <typename E>
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(int64_t count) : data_(static_cast<E*>(::operator new(count * sizeof(E), kAlignment))) {}
-  ~AlignedBuffer() { ::operator delete(static_cast<void*>(data_), kAlignment); }
+  explicit AlignedBuffer(int64_t count) : data(static_cast<E*>(::operator new(count * sizeof(E), kAlignment))) {}
+  ~AlignedBuffer() { ::operator delete(static_cast<void*>(data), kAlignment); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
-  E* get() const { return data_; }
+  E* get() const { return data; }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
-  E* data_;
+  E* data;
 };
 
 }  // namespace

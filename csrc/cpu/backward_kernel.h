@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
+#include "../pspl_math.h"
 #include "../pspl_params.h"
 #include "dispatch.h"
 #include "elements.h"
+#include "float_environment.h"
 #include "instruction_set.h"
 #include "tiling.h"
 
@@ -20,40 +21,38 @@ struct BackwardJobs {
   const float factor;
 };
 
+// S is the saved element type, E the gradient's.
 template <typename S, typename E>
-PSPL_INLINE void scale(const S* from, float factor, E* to, int64_t count) {
+void scale(const BackwardJobs& jobs, int64_t begin, int64_t count) {
+  const S* const from = static_cast<const S*>(jobs.params.saved_gradient) + begin;
+  E* const to = static_cast<E*>(jobs.params.gradient) + begin;
+  const float factor = jobs.factor;
   // The memory is the same or disjoint, so no element depends on another.
 #if defined(__clang__)
 #pragma clang loop vectorize(assume_safety)
 #else
 #pragma GCC ivdep
 #endif
-  for (int64_t i = 0; i < count; ++i) to[i] = Narrow<E>::from(widen(from[i]) * factor);
+  for (int64_t i = 0; i < count; ++i) to[i] = narrow<E>(widen(from[i]) * factor);
 }
 
 void backward_job(void* context, int64_t job) {
+  const DefaultFloatEnvironment environment;
   const auto& jobs = *static_cast<const BackwardJobs*>(context);
   const BackwardParams& p = jobs.params;
   const int64_t begin = job * kBackwardChunk;
   const int64_t count = p.numel - begin < kBackwardChunk ? p.numel - begin : kBackwardChunk;
-  const auto run = [&](auto* to) {
-    using E = std::remove_pointer_t<decltype(to)>;
-    to = static_cast<E*>(p.gradient) + begin;
-    if (p.saved_dtype == p.dtype) {
-      scale(static_cast<const E*>(p.saved_gradient) + begin, jobs.factor, to, count);
-    } else {
-      scale(static_cast<const float*>(p.saved_gradient) + begin, jobs.factor, to, count);
-    }
-  };
-  if (p.dtype == DType::kFloat16) return run(static_cast<Half*>(nullptr));
-  if (p.dtype == DType::kBFloat16) return run(static_cast<BFloat16*>(nullptr));
-  run(static_cast<float*>(nullptr));
+  if (p.saved_dtype == DType::kBFloat16) return scale<BFloat16, BFloat16>(jobs, begin, count);
+  if (p.dtype == DType::kBFloat16) return scale<float, BFloat16>(jobs, begin, count);
+  if (p.dtype == DType::kFloat16) return scale<float, Half>(jobs, begin, count);
+  scale<float, float>(jobs, begin, count);
 }
 
 void backward(const BackwardParams& params, ParallelFor parallel_for) {
+  const DefaultFloatEnvironment environment;
   BackwardJobs jobs{params, *params.grad_output * params.sign};
   if (params.gradient == params.saved_gradient && jobs.factor == 1.0f) return;
-  parallel_for(divide_up(params.numel, kBackwardChunk), &backward_job, &jobs);
+  parallel_for(ceil_div(params.numel, kBackwardChunk), &backward_job, &jobs);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Reads rows of s = x + y and d = x - y, with their halo, from the user's memory. The dtypes, strides and padding of
-// the images are handled here only.
+// The rows of a tile, and how they are read: s = x + y and d = x - y, with their halo, from the user's memory. The
+// dtypes, strides and padding of the images are handled here only.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,30 @@
 
 namespace pspl::cpu::PSPL_ISA {
 namespace {
+
+// A vector for every kLanes columns of the widest tile.
+template <typename T>
+using Row = Vector<T>[kStripColumns<T> / kLanes<T>];
+
+// Over the windows, or parts of windows, around the pixels of a row.
+template <typename T>
+struct RowMoments {
+  Row<T> mean;
+  Row<T> variance;
+};
+
+template <typename T>
+struct BlurredRow {
+  RowMoments<T> s;
+  RowMoments<T> d;
+};
+
+// A row of s and d as it is read, on vector boundaries. Its halo lies before column 0 and behind the last one.
+template <typename T>
+struct InputRow {
+  T* s;
+  T* d;
+};
 
 // `count` pixels of a row, starting at `index`, in the compute type: the user's memory itself if it has that type.
 template <typename T>
@@ -48,28 +72,27 @@ PSPL_INLINE void prefetch(const void* data, int64_t index, int64_t stride, int c
 // Reads for one tile. Columns are counted from its left edge.
 template <typename T>
 class RowReader {
-  static constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
   static constexpr int64_t kRowsAhead = 4;
-  using V = Vec<T, kLanes>;
+  using V = Vector<T>;
 
  public:
-  RowReader(const ForwardParams<T>& params, const Tile& tile, int radius)
-      : p_(params),
-        radius_(radius),
-        first_(tile.left > radius ? -radius : -tile.left),
-        last_((params.width - tile.right > radius ? tile.right + radius : params.width) - tile.left),
-        sr_index_(tile.offset(params.sr.strides) + (tile.left + first_) * params.sr.strides.column),
-        hr_index_(tile.offset(params.hr.strides) + (tile.left + first_) * params.hr.strides.column),
-        sr_buffer_(last_ - first_),
-        hr_buffer_(last_ - first_),
-        source_(2 * radius + 1) {
-    if (params.padding == Padding::kZeros) return;
+  RowReader(const ForwardParams<T>& p, const Tile& tile, int radius)
+      : p(p),
+        radius(radius),
+        first(tile.left > radius ? -radius : -tile.left),
+        last((p.width - tile.right > radius ? tile.right + radius : p.width) - tile.left),
+        sr_index(tile.offset(p.sr.strides) + (tile.left + first) * p.sr.strides.column),
+        hr_index(tile.offset(p.hr.strides) + (tile.left + first) * p.hr.strides.column),
+        sr_buffer(last - first),
+        hr_buffer(last - first),
+        source(2 * radius + 1) {
+    if (p.padding == Padding::kZeros) return;
     const int columns = tile.right - tile.left;
-    left_ = first_ + radius;
-    right_ = columns + radius - last_;
-    for (int i = 0; i < left_ + right_; ++i) {
-      const int column = i < left_ ? i - radius : last_ + i - left_;
-      source_.get()[i] = padded_index(tile.left + column, params.width, params.padding) - tile.left;
+    before = first + radius;
+    behind = columns + radius - last;
+    for (int i = 0; i < before + behind; ++i) {
+      const int column = i < before ? i - radius : last + i - before;
+      source.get()[i] = padded_index(tile.left + column, p.width, p.padding) - tile.left;
     }
   }
 
@@ -77,29 +100,30 @@ class RowReader {
   // waits if too many loads are under way.
   PSPL_INLINE void prefetch_ahead_of(int64_t y) const {
     y += kRowsAhead;
-    if (y < 0 || y >= p_.height) return;
-    const int count = last_ - first_;
-    prefetch<0>(p_.sr.data, sr_index_ + y * p_.sr.strides.row, p_.sr.strides.column, count, size_of(p_.sr.dtype));
-    prefetch<0>(p_.hr.data, hr_index_ + y * p_.hr.strides.row, p_.hr.strides.column, count, size_of(p_.hr.dtype));
+    if (y < 0 || y >= p.height) return;
+    const int count = last - first;
+    prefetch<0>(p.sr.data, sr_index + y * p.sr.strides.row, p.sr.strides.column, count, size_of(p.sr.dtype));
+    prefetch<0>(p.hr.data, hr_index + y * p.hr.strides.row, p.hr.strides.column, count, size_of(p.hr.dtype));
   }
 
-  // Fills s and d, both on vector boundaries, from column -radius to column `radius` after the tile. Zero padding
-  // beside the image is not written: the caller sets it once.
-  void read(int64_t y, T* s, T* d) const {
-    y = padded_index(y, p_.height, p_.padding);
+  // Fills a row from column -radius to column `radius` after the tile. Zero padding beside the image is not written:
+  // the caller sets it once.
+  void read(int64_t y, const InputRow<T>& row) const {
+    T *const s = row.s, *const d = row.d;
+    y = padded_index(y, p.height, p.padding);
     if (y < 0) {
-      for (int i = first_; i < last_; ++i) s[i] = d[i] = T(0);
+      for (int i = first; i < last; ++i) s[i] = d[i] = T(0);
       return;
     }
-    const T* sr = pixels(p_.sr, sr_index_ + y * p_.sr.strides.row, last_ - first_, sr_buffer_.get()) - first_;
-    const T* hr = pixels(p_.hr, hr_index_ + y * p_.hr.strides.row, last_ - first_, hr_buffer_.get()) - first_;
+    const T* sr = pixels(p.sr, sr_index + y * p.sr.strides.row, last - first, sr_buffer.get()) - first;
+    const T* hr = pixels(p.hr, hr_index + y * p.hr.strides.row, last - first, hr_buffer.get()) - first;
     combine(sr, hr, s, d);
     // The padding beside the image copies columns that have just been read: at most radius of them, or the whole row if
     // it is shorter.
-    for (int i = 0; i < left_ + right_; ++i) {
-      const int column = i < left_ ? i - radius_ : last_ + i - left_;
-      s[column] = s[source_.get()[i]];
-      d[column] = d[source_.get()[i]];
+    for (int i = 0; i < before + behind; ++i) {
+      const int column = i < before ? i - radius : last + i - before;
+      s[column] = s[source.get()[i]];
+      d[column] = d[source.get()[i]];
     }
   }
 
@@ -112,30 +136,29 @@ class RowReader {
       (x + y).store(s + i);
       (x - y).store(d + i);
     };
-    if (last_ - first_ < kLanes) {
-      for (int i = first_; i < last_; ++i) {
+    if (last - first < kLanes<T>) {
+      for (int i = first; i < last; ++i) {
         s[i] = sr[i] + hr[i];
         d[i] = sr[i] - hr[i];
       }
       return;
     }
-    combine_vector(first_);
-    for (int i = first_ + -first_ % kLanes; i < last_ - kLanes; i += kLanes) combine_vector(i);
-    combine_vector(last_ - kLanes);
+    combine_vector(first);
+    for (int i = first + -first % kLanes<T>; i < last - kLanes<T>; i += kLanes<T>) combine_vector(i);
+    combine_vector(last - kLanes<T>);
   }
 
-  const ForwardParams<T>& p_;
-  const int radius_;
-  const int first_;  // columns [first_, last_) are inside the image and at most radius beside the tile
-  const int last_;
-  const int64_t sr_index_;  // the element at row 0, column first_
-  const int64_t hr_index_;
-  const AlignedBuffer<T> sr_buffer_;
-  const AlignedBuffer<T> hr_buffer_;
-  const AlignedBuffer<int>
-      source_;  // where the columns outside the image come from: left_ ones before it, right_ behind
-  int left_ = 0;
-  int right_ = 0;
+  const ForwardParams<T>& p;
+  const int radius;
+  const int first;  // columns [first, last) are inside the image and at most radius beside the tile
+  const int last;
+  const int64_t sr_index;  // the element at row 0, column first
+  const int64_t hr_index;
+  const AlignedBuffer<T> sr_buffer;
+  const AlignedBuffer<T> hr_buffer;
+  const AlignedBuffer<int> source;  // where the columns outside the image come from: `before` ones, then `behind` ones
+  int before = 0;
+  int behind = 0;
 };
 
 }  // namespace

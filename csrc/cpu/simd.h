@@ -47,6 +47,12 @@ struct Vec {
   PSPL_INLINE void store(T* to) const { *reinterpret_cast<Unaligned*>(to) = raw; }
 };
 
+// What a processor of the instruction set adds at once.
+template <typename T>
+constexpr int kLanes = PSPL_VECTOR_BYTES / sizeof(T);
+template <typename T>
+using Vector = Vec<T, kLanes<T>>;
+
 // All ones in the lanes where a comparison holds.
 template <typename T, int N>
 struct Mask {

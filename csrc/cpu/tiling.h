@@ -4,14 +4,14 @@
 
 #include <cstdint>
 
+#include "../pspl_math.h"
 #include "../pspl_params.h"
 #include "instruction_set.h"
 
 namespace pspl::cpu::PSPL_ISA {
 namespace {
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The ring of blurred rows of a strip this wide takes 23 KiB for the 11 x 11 window: it stays in the first-level cache.
 template <typename T>
@@ -37,16 +37,16 @@ struct Tiling {
 
   explicit Tiling(const ForwardParams<T>& p) {
     constexpr int64_t kCacheLine = 64 / sizeof(T);
-    const int64_t grains = divide_up(p.numel(), kGrainSize);
-    strips = divide_up(p.width, kStripColumns<T>);
-    strip_columns = round_up(divide_up(p.width, strips), kCacheLine);
-    strips = divide_up(p.width, strip_columns);
-    band_rows = divide_up(p.height, divide_up(grains < kEnoughTiles ? grains : kEnoughTiles, p.planes() * strips));
+    const int64_t grains = ceil_div(p.numel(), kGrainSize);
+    strips = ceil_div(p.width, kStripColumns<T>);
+    strip_columns = round_up(ceil_div(p.width, strips), kCacheLine);
+    strips = ceil_div(p.width, strip_columns);
+    band_rows = ceil_div(p.height, ceil_div(grains < kEnoughTiles ? grains : kEnoughTiles, p.planes() * strips));
     if (band_rows < kShortestBand) band_rows = kShortestBand;
     if (band_rows > kLongestBand) band_rows = kLongestBand;
-    bands = divide_up(p.height, band_rows);
-    band_rows = round_up(divide_up(p.height, bands), 2);  // rows are finished in pairs
-    bands = divide_up(p.height, band_rows);
+    bands = ceil_div(p.height, band_rows);
+    band_rows = round_up(ceil_div(p.height, bands), 2);  // rows are finished in pairs
+    bands = ceil_div(p.height, band_rows);
     tiles = p.planes() * strips * bands;
     jobs = grains < tiles ? grains : tiles;
   }

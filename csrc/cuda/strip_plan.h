@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../pspl_math.h"
 #include "block.h"
 #include "kernels.h"
 

@@ -152,14 +152,14 @@ def test_sanitizers_find_nothing(outputs, isa):
 PLANTS = {
     "last vector of a row one column too far": (
         "rows.h",
-        "combine_vector(last_ - kLanes);",
-        "combine_vector(last_ - kLanes + 1);",
+        "combine_vector(last - kLanes<T>);",
+        "combine_vector(last - kLanes<T> + 1);",
         "ERROR: AddressSanitizer",
     ),
     "one row too few in the ring": (
         "forward_kernel.h",
-        "ring_(2 * radius_ + 2)",
-        "ring_(2 * radius_ + 1)",
+        "ring(2 * radius + 2)",
+        "ring(2 * radius + 1)",
         "ERROR: AddressSanitizer",
     ),
     "backward pass over whole chunks only": (
@@ -169,21 +169,21 @@ PLANTS = {
         "ERROR: AddressSanitizer",
     ),
     "last column not stored": (
-        "forward_kernel.h",
-        "for (int i = 0; i < columns_; ++i) to[i] =",
-        "for (int i = 0; i < columns_ - 1; ++i) to[i] =",
+        "row_outputs.h",
+        "for (int i = 0; i < columns; ++i) to[i] =",
+        "for (int i = 0; i < columns - 1; ++i) to[i] =",
         "gradient is not a number",
     ),
     "zero padding never set to zero": (
         "forward_kernel.h",
-        "i < kSimilarity * line_vectors(); ++i) lines_",
-        "i < 0; ++i) lines_",
+        "i < 4 * line_vectors(); ++i) lines",
+        "i < 0; ++i) lines",
         "is not a number",
     ),
     "stored between the pixels": (
-        "forward_kernel.h",
-        "to[i * stride] = Narrow",
-        "to[i * stride] = to[i * stride + (i + 1 < columns_)] = Narrow",
+        "row_outputs.h",
+        "to[i * stride] = narrow",
+        "to[i * stride] = to[i * stride + (i + 1 < columns)] = narrow",
         "was written between its pixels",
     ),
     "loads that need an aligned address": (

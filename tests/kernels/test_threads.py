@@ -53,6 +53,24 @@ def test_any_number_of_threads_gives_the_same_bits(cpu, distance, dtype):
         assert same(everything(cpu, sr, hr, distance=distance), alone)
 
 
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float16, "l1"), (torch.float32, "l2")], ids=str)
+def test_threads_that_flush_subnormal_numbers_give_the_same_bits(cpu, dtype, distance):
+    """torch.set_flush_denormal changes the calling thread only. Subnormal numbers of ``dtype`` count on every thread."""
+    loss = {"distance": distance, "reduction": "sum"}
+    tiny = torch.finfo(dtype).tiny
+    sr, hr = ((image * tiny).to(dtype) for image in smooth_pair(SHAPE, dtypes=(torch.float64, torch.float64)))
+    expected = everything(cpu, sr, hr, **loss)
+    assert expected[1].any()
+    assert expected[2].any()
+    try:
+        assert torch.set_flush_denormal(True)
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            assert same(everything(cpu, sr, hr, **loss), expected)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_concurrent_calls_give_the_same_bits(cpu):
     """Eight Python threads with images of their own, of different sizes and dtypes, let loose at once, over and over."""
     work = [
