@@ -61,8 +61,9 @@ class Schedule:
             )
         self._calls_per_iteration = check_count("calls_per_iteration", calls_per_iteration, least=1)
         self.capturable = check_flag("capturable", capturable)
-        # The device of the module and of its saved state: Lightning loads a model to the device of the first tensor in its state.
-        self._device = torch.device("cpu")
+        # On the module's device, where the state is saved from: Lightning loads a model to the device of its first saved tensor.
+        # An empty tensor, because copies, pickling and map_location treat it as they treat the weights.
+        self._place = torch.empty(0, device="cpu")
         # The schedule of the module that nn.DataParallel made this one's module from.
         self._original: Schedule | None = None
         most = MAX_COUNT // self._calls_per_iteration
@@ -184,7 +185,7 @@ class Schedule:
         """The module was moved to ``device``. The count follows if it is capturable; the meta device can't hold it."""
         if device.type == "meta":
             return
-        self._device = device
+        self._place = torch.empty(0, device=device)
         if not self.capturable or device == self._tensor.device:
             return
         calls = self.calls
@@ -200,7 +201,7 @@ class Schedule:
         Raises:
             RuntimeError: a CUDA graph is being captured, which would copy the count again at every replay.
         """
-        if not isinstance(image, Tensor) or image.device == self._tensor.device:
+        if not isinstance(image, Tensor) or image.device == self._tensor.device or image.is_meta:
             return
         if torch.compiler.is_compiling():
             self._memory, self._tensor = None, self._tensor.to(image.device)
@@ -214,12 +215,11 @@ class Schedule:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in ("_memory", "_tensor")}
-        return {**kept, "_device": torch.device("cpu"), "_original": None, "calls": self.calls}
+        return {**kept, "_original": None, "calls": self.calls}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        calls = state.pop("calls")
         vars(self).update(state)
-        self._keep(calls)
+        self._keep(vars(self).pop("calls"))
 
     def replica(self) -> Schedule:
         """The schedule of a replica that nn.DataParallel makes of the module for one batch.
@@ -251,7 +251,7 @@ class Schedule:
         started = max(iteration - 1, 0) * self._calls_per_iteration
         state = [iteration, self.calls - started, self._calls_per_iteration, self._total_iterations or 0]
         # frombuffer makes a tensor with data on the CPU whatever the default device, and inside FakeTensorMode as well.
-        return torch.frombuffer(array("q", state), dtype=torch.int64).to(self._device)
+        return torch.frombuffer(array("q", state), dtype=torch.int64).to(self._place.device)
 
     def set_state(self, state: Any) -> None:
         """Continue after the saved iteration, also with another ``calls_per_iteration``.

@@ -637,6 +637,16 @@ def test_default_device_and_dtype(pair):
     assert made_there.iteration == 70002
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_capturable_with_images_without_data(pair, compiled):
+    """The meta device can't hold a count."""
+    loss = PSPLLoss(capturable=True, start_iteration=4, backend="reference")
+    called = torch.compile(loss, backend="eager") if compiled else loss
+    called(*(image.to("meta") for image in pair))
+    assert (loss.iteration, loss.schedule._tensor.device.type) == (5, "cpu")
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("capturable", [False, True])
 def test_to_meta_and_empty(pair, capturable):
     """Deferred initialisation moves modules without data: the count is not theirs to lose."""
@@ -654,8 +664,8 @@ def test_state_is_on_the_device_of_the_module(monkeypatch):
     loss = PSPLLoss(start_iteration=5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         loss._apply(lambda tensor: torch.empty_like(tensor, device="cuda"))
-        assert loss.schedule._device.type == "cuda"
-        assert copy.deepcopy(loss).state_dict()["_extra_state"].device.type == "cpu"
+        for module in (loss, copy.deepcopy(loss), copy.copy(loss)):
+            assert module.schedule._place.device.type == "cuda"
     moved = []
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: moved.append(device.type) or tensor)
     assert loss.state_dict()["_extra_state"].tolist() == [5, 1, 1, 0]
