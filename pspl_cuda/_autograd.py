@@ -62,6 +62,7 @@ class _Loss(torch.autograd.Function):
         ctx.curved = distance != "l1"
         images = (sr, hr) if ctx.curved and not (sr.is_inference() or hr.is_inference()) else ()
         ctx.save_for_backward(saved_gradient, *images)
+        ctx.packed = _torch.hooks_pack_saved_tensors()
         # A copy, because a schedule may update it in place before backward.
         ctx.step_tensor = step_tensor.clone() if images and step_tensor is not None else None
         return value, stats
@@ -111,14 +112,14 @@ def _kernels_multiply(saved_gradient: Tensor, grad_output: Tensor) -> bool:
 
 
 def _by_kernels(ctx: Any, saved_gradient: Tensor, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of both images, each rounded once. That of ``sr`` takes the saved one's memory if nobody needs it again."""
+    """The gradients of both images, each rounded once. That of ``sr`` takes the saved one's memory if nobody else may have it."""
     operators: Operators = ctx.operators
     _, needs_sr, needs_hr, *_ = ctx.needs_input_grad
     sr_dtype, hr_dtype = ctx.dtypes
     hr_gradient = operators.scale_gradient(saved_gradient, grad_output, -1, hr_dtype) if needs_hr else None
     if not needs_sr:
         return None, hr_gradient
-    if sr_dtype != saved_gradient.dtype or _torch.keeps_graph():
+    if sr_dtype != saved_gradient.dtype or ctx.packed or _torch.keeps_graph():
         return operators.scale_gradient(saved_gradient, grad_output, 1, sr_dtype), hr_gradient
     operators.scale_gradient_(saved_gradient, grad_output)
     torch.autograd.graph.increment_version(saved_gradient)
@@ -158,9 +159,9 @@ def differentiable_loss_and_gradient(
             return OPERATORS.loss_and_gradient(sr, hr, step_tensor, *arguments)
     *of_loss, gradient_dtype = arguments
     value, stats = differentiable_loss(sr, hr, step_tensor, *of_loss)
-    assert value.grad_fn is not None
+    node: Any = value.grad_fn
     # A copy, because the memory of the saved gradient becomes the gradient's.
-    return value, stats, value.grad_fn.saved_tensors[0].to(gradient_dtype, copy=True)
+    return value, stats, node.saved_tensors[0].to(gradient_dtype, copy=True)
 
 
 def constant_map(

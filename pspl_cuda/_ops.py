@@ -91,8 +91,8 @@ def call_map(
 ) -> Tensor:
     """The operator ``map``: the attention at ``step``, or the similarity if it is None."""
     _refuse_transforms()
-    attention = step is not None
-    return operators.map(sr, hr, *_step_and_window(step if attention else 0.0, config), attention)
+    at = 0.0 if step is None else step
+    return operators.map(sr, hr, *_step_and_window(at, config), step is not None)
 
 
 def _refuse_transforms() -> None:

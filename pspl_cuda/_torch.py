@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils._pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -21,6 +22,10 @@ _current_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 # it, no saved tensor is changed, and the gradient is allocated separately.
 keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
+# The hooks that pack what autograd saves, or None. Before torch 2.8 they are unknown: one that keeps the saved gradient then sees it
+# change, as its version counter tells.
+_saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
+
 # The innermost of torch.func's transforms, or None. Without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 # Whether a tensor is batched by the vmap of is_grads_batched. Without it, torch's own errors remain.
@@ -30,9 +35,19 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
+# Whether torch.export makes a program. Without it (before torch 2.7), exported programs are like compiled code: a PSPLLoss in one
+# counts, and AOTInductor refuses return_stats=True.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs on this thread, so that what is called now recomputes a forward pass."""
     return _current_graph_task_id() != -1
+
+
+def hooks_pack_saved_tensors() -> bool:
+    """Whether hooks (``torch.autograd.graph.saved_tensors_hooks``) get what is saved now, and may keep it."""
+    return _saved_tensor_hooks(True) is not None
 
 
 def in_transform() -> bool:
@@ -51,6 +66,16 @@ def is_dual(*arguments: Any) -> bool:
     if getattr(forward_ad, "_current_level", 0) < 0:
         return False
     return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments)
+
+
+# Gives a named tuple a name under which a saved program can return it. Without it, torch.export.save refuses such a program.
+_register_namedtuple = getattr(torch.utils._pytree, "_register_namedtuple", None)
+
+
+def register_namedtuple(cls: type) -> None:
+    """Let programs that return a ``cls`` be saved by torch.export.save and compiled by AOTInductor."""
+    if _register_namedtuple is not None:
+        _register_namedtuple(cls, serialized_type_name=f"pspl_cuda.{cls.__name__}")
 
 
 def mark_static_address(tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import _library, _ops, reference
+from . import _library, _ops, _torch, reference
 from .config import (
     BACKENDS,
     DEFAULTS,
@@ -122,7 +122,11 @@ def weighted_loss(
         value, stats = _ops.call_loss(sr, hr, step, config, return_stats, loss_weight)
     else:
         value, stats = reference.reference_loss(sr, hr, step, config, return_stats, loss_weight)
-    return (value, PSPLStats._make((*stats.unbind(), config.data_range))) if return_stats else value
+    if not return_stats:
+        return value
+    # The programs of AOTInductor can return tensors only.
+    data_range = stats.new_full((), config.data_range) if _torch.is_exporting() else config.data_range
+    return value, PSPLStats._make((*stats.unbind(), data_range))
 
 
 def similarity_map(

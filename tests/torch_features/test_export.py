@@ -80,6 +80,43 @@ def test_export_for_other_sizes(dispatched, strict):
         assert_same(parameter_gradients(exported.module(), pair), parameter_gradients(module, pair))
 
 
+@slow_reference
+@pytest.mark.parametrize("decomposed", [False, True], ids=["as exported", "decomposed"])
+def test_a_saved_program_with_statistics(dispatched, decomposed, tmp_path):
+    """The program has the differentiable operator, as exported and decomposed; saved and loaded, it trains and has a PSNR."""
+    module = NetworkAndLoss(dispatched, return_stats=True, data_range=2.0).to(dispatched.device)
+    pair = images(device=dispatched.device)
+    exported = torch.export.export(module, pair)
+    if decomposed:
+        exported = exported.run_decompositions({})
+    if dispatched.fused:
+        operators = {node.target for node in exported.graph.nodes if str(node.target).startswith("pspl_cuda")}
+        assert operators == {torch.ops.pspl_cuda.loss.default}
+    torch.export.save(exported, tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    results = []
+    for run in (program, module):
+        run.zero_grad()
+        loss, stats = run(*pair)
+        loss.backward()
+        results.append((loss.detach(), *stats[:4], stats.psnr, *(p.grad.clone() for p in run.parameters())))
+    assert isinstance(stats, pspl_cuda.PSPLStats)
+    assert_same(*results)
+
+
+@pytest.mark.deep  # a minute of compiling C++
+@pytest.mark.not_on("reference")  # no more than other operations of torch
+def test_aot_inductor_with_statistics(dispatched, tmp_path):
+    module = NetworkAndLoss(dispatched, return_stats=True).to(dispatched.device)
+    pair = images(device=dispatched.device)
+    with torch.no_grad():
+        exported = torch.export.export(module, pair)
+        path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "program.pt2"))
+        loss, stats = torch._inductor.aoti_load_package(path)(*pair)
+        expected_loss, expected_stats = module(*pair)
+    assert_same((loss, *stats[:4], stats.psnr), (expected_loss, *expected_stats[:4], expected_stats.psnr))
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_export_of_the_module(dispatched, strict):
     """PSPLLoss becomes the loss at the step of its next call, and keeps its own count."""

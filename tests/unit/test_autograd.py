@@ -388,6 +388,30 @@ def test_work_in_saved_memory_is_seen(fused):
         assert _noticed(other.backward)
 
 
+@pytest.mark.skipif(not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="torch 2.8 or later")
+@pytest.mark.parametrize(
+    "keep", [lambda x: x, lambda x: x.detach(), lambda x: x.view_as(x)], ids=["it", "data", "view"]
+)
+def test_what_a_hook_keeps_does_not_change(fused, keep):
+    """A hook of saved tensors may keep what it packs, to look at it later: the gradient then has memory of its own."""
+    sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, fused.device)
+    kept = []
+
+    def pack(tensor):
+        kept.append(keep(tensor))
+        return tensor
+
+    a, b = leaf_copy(sr), leaf_copy(sr)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = fused.pspl_loss(a, hr, 1.0)
+    (before,) = (tensor.clone() for tensor in kept)
+    (3 * loss).backward()
+    assert torch.equal(kept[0], before)
+    assert a.grad.data_ptr() != kept[0].data_ptr()
+    (3 * fused.pspl_loss(b, hr, 1.0)).backward()
+    assert torch.equal(a.grad, b.grad)
+
+
 @pytest.mark.parametrize("distance", ["l2", "charbonnier"])
 def test_change_after_forward_is_never_a_wrong_gradient(fused, distance):
     """Distances that may need an image again notice that it has changed, or did not need it."""
