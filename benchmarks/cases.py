@@ -17,7 +17,6 @@ DTYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "float16": (torch.float16, torch.float16),
     MIXED: (torch.bfloat16, torch.float32),
-    "float16+float32": (torch.float16, torch.float32),
     MIXED_HALF: (torch.float16, torch.float32),
 }
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -18,20 +18,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
-import pspl_cuda
 from benchmarks import check, machine, report, timing
-from benchmarks.cases import PATCHES, TRAINING_SCALE, Case, images
-from benchmarks.implementations import STEP, Implementation, available, make, training_step
+from benchmarks.cases import MIXED, MIXED_HALF, PATCHES, TRAINING_SCALE, Case, images
+from benchmarks.implementations import Implementation, available, training_step
 from networks.edsr import EDSR
 
 # In the order of what they tell.
 CASES = (
     *(Case(PATCHES), Case((8, 3, 512, 512)), Case((1, 3, 64, 64))),
-    *(Case(PATCHES, "bfloat16+float32"), Case(PATCHES, "float16+float32"), Case((1, 3, 2160, 3840))),
-    *(Case(PATCHES, layout="channels_last"), Case((8, 3, 512, 512), "bfloat16+float32", "channels_last")),
+    *(Case(PATCHES, MIXED), Case(PATCHES, MIXED_HALF), Case((1, 3, 2160, 3840))),
+    *(Case(PATCHES, layout="channels_last"), Case((8, 3, 512, 512), MIXED, "channels_last")),
 )
-QUICK = (Case((1, 3, 16, 16)), Case((1, 3, 16, 16), "bfloat16+float32", "channels_last"))
-KEYS = ("l1", "l1_compile", "fused", "official", "fused_ssim", "compile")
+QUICK = (Case((1, 3, 16, 16)), Case((1, 3, 16, 16), MIXED, "channels_last"))
+KEYS = ("l1", "l1_compile", "fused", "fused_charbonnier", "official", "fused_ssim", "compile")
+QUICK_KEYS = KEYS[:5]
 FIRST_CASE_ONLY = "compile"  # it takes long to compile
 # The others copy from the host, or may: what a capture refuses.
 CAPTURED = ("l1", "l1_compile", "fused", "fused_charbonnier")
@@ -40,14 +40,6 @@ MOST_PAIRS = 64
 ROUNDS = 15
 
 Call = Callable[[], object]
-
-
-def charbonnier(device: torch.device) -> Implementation:
-    def loss(sr: Tensor, hr: Tensor) -> Tensor:
-        return pspl_cuda.pspl_loss(sr, hr, STEP, distance="charbonnier", backend=device.type)
-
-    fused = make("fused", device)
-    return fused._replace(key="fused_charbonnier", name=f"{fused.name}, charbonnier", loss=loss)
 
 
 class Stopwatch:
@@ -151,10 +143,10 @@ class Rows:
 
 
 def losses(rows: Rows, device: torch.device, quick: bool) -> bool:
-    """Each implementation that is accurate, on each case; True if ours are."""
-    watch, right = Stopwatch(device), True
-    found, missing = available(device, KEYS[:4] if quick else KEYS)
-    found.append(charbonnier(device))
+    """Each implementation that is accurate, on each case; True if ours are, and there is a kernel."""
+    watch, rounds = Stopwatch(device), 3 if quick else ROUNDS
+    found, missing = available(device, QUICK_KEYS if quick else KEYS)
+    right = any(each.key == "fused" for each in found)
     print("\n".join(f"{name}: skipped, {reason}" for name, reason in missing.items()))
     cases = QUICK if quick else CASES
     for case in cases:
@@ -164,32 +156,34 @@ def losses(rows: Rows, device: torch.device, quick: bool) -> bool:
         oracle = check.Oracle(*pairs[0])
         calls: dict[str, list[Call]] = {}
         for each in found:
-            try:
-                # The oracle is that of l1; the tests have charbonnier.
-                errors = None if each.key == "fused_charbonnier" else check.measure(each, *pairs[0], oracle)
-                wrong = errors and check.failure(each.tolerance, errors, each.loss(*pairs[0]).dtype, pairs[0][0].dtype)
-            except Exception as error:
-                wrong = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
-            if wrong:
+            if wrong := _inaccurate(each, *pairs[0], oracle):
                 right &= not each.ours
                 rows.add(each.name, case, None, skipped=wrong)
-                continue
-            calls[each.key] = [gradient(each.loss, sr, hr) for sr, hr in pairs]
+            else:
+                calls[each.key] = [gradient(each.loss, sr, hr) for sr, hr in pairs]
         calls["copy"] = [copy_of(case.floor_bytes // 2, device) for _ in pairs]
-        rounds = 3 if quick else ROUNDS
-        times = measure(calls, watch, rounds)
-        graphs: dict[str, list[float]] = {}
+        times, graphs = measure(calls, watch, rounds), {}
+        _add(rows, case, found, times, graphs)
         if watch.cuda:
             replays = {key: [capture(calls[key])] for key in (*CAPTURED, "copy") if key in calls}
-            graphs = {
-                key: [value / len(pairs) for value in values] for key, values in measure(replays, watch, rounds).items()
-            }
-        median = {key: timing.summary(values).median for key, values in graphs.items()}
-        for each in found:
-            if each.key in calls:
-                fields = {"graph_ms": median.get(each.key), "copy_ms": median.get("copy"), "pairs": len(pairs)}
-                rows.add(each.name, case, times[each.key], **fields)
+            replayed = measure(replays, watch, rounds)
+            graphs = {key: timing.summary(values).median / len(pairs) for key, values in replayed.items()}
+            _add(rows, case, found, times, graphs)
     return right
+
+
+def _inaccurate(each: Implementation, sr: Tensor, hr: Tensor, oracle: check.Oracle) -> str | None:
+    try:
+        errors = check.measure(each, sr, hr, oracle)
+        return check.failure(each.tolerance, errors, each.loss(sr, hr).dtype, sr.dtype)
+    except Exception as error:
+        return f"it fails: {type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _add(rows: Rows, case: Case, found: list[Implementation], times: dict, graphs: dict) -> None:
+    for each in found:
+        if each.key in times:
+            rows.add(each.name, case, times[each.key], graph_ms=graphs.get(each.key), copy_ms=graphs.get("copy"))
 
 
 class SpanLike(nn.Module):
@@ -228,7 +222,7 @@ def training(rows: Rows, device: torch.device, quick: bool) -> bool:
     calls = {each.name: [training_step(each.loss, sr, hr, TRAINING_SCALE)] for each in found}
     for name, values in measure(calls, watch, rounds).items():
         rows.add(name, case, values)
-    case = Case(shape, "bfloat16+float32", training=True)
+    case = Case(shape, MIXED, training=True)
     for network, build in (QUICK_NETWORKS if quick else NETWORKS).items():
         steps = {
             f"{each.name}, {network}": [_step(build(TRAINING_SCALE).to(device), each.loss, sr, hr)] for each in found
@@ -245,8 +239,8 @@ def _step(network: nn.Module, loss: Callable, sr: Tensor, hr: Tensor) -> Call:
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(lr.device.type, torch.bfloat16):
-            output = network(lr)
-        loss(output, hr).backward()
+            value = loss(network(lr), hr)
+        value.backward()
         optimizer.step()
 
     return step
