@@ -228,7 +228,7 @@ EXAMPLES = settings(max_examples=6 * settings().max_examples)
     same=st.booleans(),
 )
 def test_pspl_loss(sr, hr, step, given_keywords, same):
-    """A value has the promised shape and dtype, and a gradient for whoever asked."""
+    """A result has the promised shape and dtype, and each image that requires a gradient gets one."""
     hr = sr if same else hr
     assume_memory(sr, hr)
     outcomes = [outcome(backend.pspl_loss, sr, hr, step, **given_keywords) for backend in there()]

@@ -70,7 +70,7 @@ def test_second_derivative(backend, distance, reduction):
     assert np.any(actual[4])
 
 
-# How the two images hang together in one graph: (sr, hr) as functions of a leaf and a constant image.
+# Graphs in which both images depend on one leaf: (sr, hr) as functions of the leaf and a constant image.
 DEPENDENT = {
     "sr of hr": lambda x, _: (0.5 * x + 0.1, x),
     "hr of sr": lambda x, _: (x, 0.5 * x + 0.1),

@@ -133,8 +133,8 @@ def test_operators_refuse_what_python_would_have(operator_device):
         with pytest.raises((RuntimeError, NotImplementedError)):
             forward(a, b)
     wrong = [{"window_size": size} for size in (10, 0, -1, 1001)]
-    for name in ("padding", "distance"):
-        wrong += [{name: 3}, {name: -1}]
+    for name, choices in (("padding", PADDINGS), ("distance", DISTANCES)):
+        wrong += [{name: len(choices)}, {name: -1}]
     for changes in (
         *wrong,
         {"reduction": 3},

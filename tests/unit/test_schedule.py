@@ -118,7 +118,7 @@ def test_iteration_is_settable(pair):
 
 @pytest.mark.parametrize("step", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
 def test_given_step_leaves_the_count_alone(pair, step):
-    """Whoever keeps a schedule of their own keeps it alone."""
+    """An explicit step is used unchanged, and the count does not change."""
     loss = PSPLLoss()
     loss(*pair)
     assert torch.equal(loss(*pair, step=step), reference(*pair, 2.5))

@@ -20,7 +20,7 @@
 #include <type_traits>
 #include <utility>
 
-// ---------------------------------------------------------------- words that mean nothing here
+// ---------------------------------------------------------------- qualifiers that g++ does not need
 
 #define __global__
 #define __device__
