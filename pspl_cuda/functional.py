@@ -226,6 +226,7 @@ def use_kernels(backend: str, device: torch.device) -> bool:
         _warned.add(reason)
         warnings.warn(
             f"pspl_cuda uses its PyTorch reference, which is correct but slow: {reason} "
+            'torch.compile of the loss with backend="reference" is 2 to 5 times faster on a CPU. '
             'Pass backend="reference" to silence this warning.',
             stacklevel=4,
         )
