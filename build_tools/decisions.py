@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import compilers
 from compilers import Toolkit
-from installed_torch import MIN_TORCH, Torch
+from installed_torch import Torch
 
 # A cubin runs on all later minor versions of its major version, the PTX of the last entry on all later GPUs. Architectures that
 # the toolkit does not know are left out.
@@ -28,7 +28,7 @@ class Decision(NamedTuple):
             cuda = {"toolkit": self.toolkit.version, "architectures": self.architectures}
         return {
             "torch": torch.version,
-            "needs_torch": ".".join(map(str, MIN_TORCH)),
+            "stable_abi": torch.has_stable_abi(),
             "machine": platform.machine(),
             "_cpu": {"reason": f"{self.why_no_cpu}."} if self.why_no_cpu else {},
             "_cuda": cuda,
@@ -44,14 +44,15 @@ def switch(name: str) -> str:
 
 
 def decide(torch: Torch | None) -> Decision:
-    """Decide what to build against ``torch`` and print it; SystemExit if a forced kernel can't be built."""
+    """Decide what to build against ``torch`` and print it; SystemExit if torch is too old or a forced kernel can't be built."""
     if torch is None:
         raise SystemExit("pspl_cuda is built against torch, but none was found: install torch first.")
+    torch.check()
     _print(f"building against torch {torch.version} of {torch.folder.parent}")
     for change in compilers.clean_environment():
         _print(change)
     off = {kind: switch(f"PSPL_{kind}") == "off" for kind in ("CPU", "CUDA")}
-    common = None if all(off.values()) else why_too_old(torch) or compilers.why_no_cxx()
+    common = None if all(off.values()) else compilers.why_no_cxx()
     cpu = "PSPL_CPU=off when it was built" if off["CPU"] else common or compilers.why_no_vectors()
     toolkit, architectures, cuda = None, [], "PSPL_CUDA=off when it was built" if off["CUDA"] else common
     if cuda is None:
@@ -60,15 +61,10 @@ def decide(torch: Torch | None) -> Decision:
     _report("CUDA", cuda, f"with nvcc {toolkit.version} for {';'.join(architectures)}" if toolkit else "")
     if cpu is not None and cuda is not None:
         _print("THIS INSTALLATION HAS NO KERNELS: it uses PyTorch operators, which are correct but slow")
+    else:
+        minutes = "some minutes (TORCH_CUDA_ARCH_LIST names fewer GPUs)" if cuda is None else "about a minute"
+        _print(f"compiling takes {minutes}; MAX_JOBS is the number of compilers at once")
     return Decision(cpu, cuda, toolkit, architectures)
-
-
-def why_too_old(torch: Torch) -> str | None:
-    """None if the kernels can be built against ``torch``, else the reason."""
-    if torch.new_enough():
-        return None
-    needed = ".".join(map(str, MIN_TORCH))
-    return f"torch {torch.version} is older than {needed}, which the kernels need: upgrade torch and reinstall"
 
 
 def _print(message: str) -> None:

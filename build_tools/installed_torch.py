@@ -6,7 +6,6 @@ A build requirement on torch would download a second torch of several gigabytes,
 import importlib.util
 import json
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -14,9 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-# The oldest torch whose stable ABI has what csrc/bindings uses. 2.9 lacks strides(), const_data_ptr(), Device and parallel_for.
-MIN_TORCH = (2, 10)
-REQUIREMENT = f"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"
+BUILD = runpy.run_path(str(Path(__file__).parents[1] / "pspl_cuda" / "_build.py"))
+REQUIREMENT = "torch>={}.{}".format(*BUILD["MIN_TORCH"])
 
 
 class Torch(NamedTuple):
@@ -25,8 +23,14 @@ class Torch(NamedTuple):
     hip: str | None  # ROCm's version
     folder: Path
 
-    def new_enough(self) -> bool:
-        return tuple(map(int, re.findall(r"\d+", self.version)[:2])) >= MIN_TORCH
+    def check(self) -> None:
+        """SystemExit if the package does not work with it."""
+        reason = BUILD["why_too_old"](self.version)
+        if reason is not None:
+            raise SystemExit(f"{reason} and reinstall.")
+
+    def has_stable_abi(self) -> bool:
+        return BUILD["numbers"](self.version) >= BUILD["STABLE_TORCH"]
 
 
 def is_pip() -> bool:

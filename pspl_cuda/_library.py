@@ -10,14 +10,17 @@ import functools
 import json
 import os
 import platform
-import re
 import warnings
 from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 
-from ._sources import fingerprint
+from ._build import STABLE_TORCH, fingerprint, numbers, why_too_old
+
+_too_old = why_too_old(torch.__version__)
+if _too_old is not None:
+    raise ImportError(f"{_too_old}.")
 
 # Names in csrc/cpu/dispatch.cpp, for PSPL_CPU_ISA.
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
@@ -31,15 +34,15 @@ def _files(package: Path, library: str) -> list[Path]:
 
 
 def _find_package() -> Path:
-    """The folder with the compiled libraries.
+    """The folder with the build's record and libraries.
 
-    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, which contain no
-    libraries; the libraries of the installed package are then used.
+    Usually this one. Python started in the source folder after ``pip install .`` imports the sources, beside which nothing was
+    built; the libraries of the installed package are then used.
     """
     here = Path(__file__).parent
     # All distributions of that name, because the first may be the metadata that a build left in the source folder.
     installed = (Path(str(found.locate_file("pspl_cuda"))) for found in distributions(name="pspl_cuda"))
-    return next((folder for folder in (here, *installed) if _files(folder, "_cpu") or _files(folder, "_cuda")), here)
+    return next((folder for folder in (here, *installed) if (folder / "_build.json").exists()), here)
 
 
 _PACKAGE = _find_package()
@@ -81,17 +84,21 @@ def _mismatch(library: str, build: dict, torch_version: str, torch_cuda: str | N
     """Why a library cannot run on this machine and torch, according to its build record; None if it can."""
     if build.get("machine", machine) != machine:
         return f"it was built for {build['machine']}, and this processor is {machine}: reinstall the package here."
-    needed = build.get("needs_torch", "0.0")
-    if _numbers(torch_version) < _numbers(needed):
-        return f"torch {torch_version} is older than {needed}, which the kernels need: upgrade torch."
+    built, here = numbers(build.get("torch", torch_version)), numbers(torch_version)
+    if build.get("stable_abi", True):
+        usable, others = here >= STABLE_TORCH, "{}.{} and later".format(*STABLE_TORCH)
+    else:
+        usable, others = here == built, "{}.{}".format(*built)
+    if not usable:
+        return f"it was built for torch {others}, and this is torch {torch_version}: reinstall the package."
     toolkit = build.get("_cuda", {}).get("toolkit") if library == "_cuda" else None
     if toolkit and torch_cuda is None:
         return f"it was built for CUDA {toolkit}, and torch {torch_version} is not a CUDA build: install one that is."
     driver = _driver_cuda()
-    if toolkit and driver and driver[0] < _numbers(toolkit)[0]:
+    if toolkit and driver and driver[0] < numbers(toolkit)[0]:
         return (
             f"it was built with CUDA {toolkit}, and the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}: update the driver "
-            f"({_DRIVERS.get(_numbers(toolkit)[0], 'one for that CUDA version')}), or install a CUDA {driver[0]} toolkit, set "
+            f"({_DRIVERS.get(numbers(toolkit)[0], 'one for that CUDA version')}), or install a CUDA {driver[0]} toolkit, set "
             "CUDA_HOME to it, and reinstall the package."
         )
     return None
@@ -111,11 +118,6 @@ def _driver_cuda() -> tuple[int, int] | None:
     return (version.value // 1000, version.value % 1000 // 10) if version.value else None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 14) of "2.14.1+cu130"."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
-
-
 def _gpu_mismatch(architectures: list[str], capability: tuple[int, int]) -> str | None:
     """Why kernels compiled for ``architectures`` do not run on a GPU of ``capability``; None if they do.
 
@@ -124,7 +126,7 @@ def _gpu_mismatch(architectures: list[str], capability: tuple[int, int]) -> str 
     """
     for architecture in architectures:
         number, *ptx = architecture.split("+")
-        compiled = _numbers(number)
+        compiled = numbers(number)
         if number[-1].isalpha():
             runs = compiled == capability
         else:

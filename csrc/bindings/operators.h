@@ -1,11 +1,6 @@
 // From tensors to kernel parameters and back, for every device: check, fill, allocate. Only this directory uses torch,
-// through the LibTorch stable ABI, so that one build works with every later torch.
+// through torch_api.h.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,16 +12,9 @@
 
 #include "../pspl_math.h"
 #include "../pspl_params.h"
-
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10
-#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
-#endif
+#include "torch_api.h"
 
 namespace pspl {
-
-using torch::headeronly::ScalarType;
-using IntArrayRef = torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -39,7 +27,7 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16.");
+      PSPL_CHECK(false, name, " must be float32, float64, float16 or bfloat16.");
   }
 }
 
@@ -76,19 +64,6 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-// Not by torch's dispatcher: its calls would take most of the time of a small image.
-inline Tensor empty_strided(const Tensor& device_of, IntArrayRef sizes, IntArrayRef strides, ScalarType dtype) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  int32_t device_type = 0;
-  AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), to<int32_t>(from(dtype)), device_type,
-                                                         device_of.get_device_index(), &result));
-  return Tensor(result);
-}
-
 inline Tensor empty_vector(const Tensor& device_of, int64_t size, ScalarType dtype) {
   return empty_strided(device_of, {size}, {1}, dtype);
 }
@@ -96,7 +71,7 @@ inline Tensor empty_vector(const Tensor& device_of, int64_t size, ScalarType dty
 // torch.empty_like(tensor, dtype=dtype): the tensor's strides if it is dense, as in the fake kernels.
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
   if (is_dense(tensor)) return empty_strided(tensor, tensor.sizes(), tensor.strides(), dtype);
-  const Tensor like = torch::stable::empty_like(tensor);
+  const Tensor like = empty_like(tensor);
   return like.scalar_type() == dtype ? like : empty_strided(tensor, tensor.sizes(), like.strides(), dtype);
 }
 
@@ -110,11 +85,11 @@ template <typename T>
 ForwardParams<T> image_params(const Tensor& sr, const Tensor& hr) {
   const auto sizes = sr.sizes();
   const int64_t rank = sr.dim();
-  STD_TORCH_CHECK(rank >= 3 && rank <= 5, "sr must have 3 to 5 dimensions, but has ", rank, ".");
-  STD_TORCH_CHECK(hr.dim() == rank && std::equal(sizes.begin(), sizes.end(), hr.sizes().begin()),
-                  "sr and hr must have the same shape.");
-  STD_TORCH_CHECK(sr.device() == hr.device(), "sr and hr must be on the same device.");
-  STD_TORCH_CHECK(sr.numel() > 0, "sr and hr must not be empty.");
+  PSPL_CHECK(rank >= 3 && rank <= 5, "sr must have 3 to 5 dimensions, but has ", rank, ".");
+  PSPL_CHECK(hr.dim() == rank && std::equal(sizes.begin(), sizes.end(), hr.sizes().begin()),
+             "sr and hr must have the same shape.");
+  PSPL_CHECK(sr.device() == hr.device(), "sr and hr must be on the same device.");
+  PSPL_CHECK(sr.numel() > 0, "sr and hr must not be empty.");
   ForwardParams<T> p{};
   p.leading[0] = p.leading[1] = p.leading[2] = 1;
   for (int64_t i = 0; i < rank - 2; ++i) p.leading[kLeadingDims - 1 - i] = sizes[rank - 3 - i];
@@ -129,14 +104,13 @@ template <typename T>
 void set_step(ForwardParams<T>& p, double step, const std::optional<Tensor>& step_tensor, const Tensor& sr) {
   p.step = static_cast<T>(step);
   if (!step_tensor.has_value()) return;
-  STD_TORCH_CHECK(step_tensor->dim() == 0, "step must be a 0-dim tensor.");
+  PSPL_CHECK(step_tensor->dim() == 0, "step must be a 0-dim tensor.");
   p.step_dtype = dtype_of(*step_tensor, "step");
-  STD_TORCH_CHECK(p.step_dtype == DType::kFloat32 || p.step_dtype == DType::kFloat64,
-                  "step must be float32 or float64.");
+  PSPL_CHECK(p.step_dtype == DType::kFloat32 || p.step_dtype == DType::kFloat64, "step must be float32 or float64.");
   if (step_tensor->is_cpu()) {
     p.step = read_number<T>(step_tensor->const_data_ptr(), p.step_dtype);
   } else {
-    STD_TORCH_CHECK(step_tensor->device() == sr.device(), "step must be on the images' device or on the CPU.");
+    PSPL_CHECK(step_tensor->device() == sr.device(), "step must be on the images' device or on the CPU.");
     p.step_tensor = step_tensor->const_data_ptr();
   }
 }
@@ -157,14 +131,14 @@ Outputs run_forward(Tensor sr, Tensor hr, const std::optional<Tensor>& step_tens
                     const std::vector<double>& numbers, int64_t window_size, int64_t padding, int64_t distance,
                     Output output, double loss_weight, bool with_stats, std::optional<ScalarType> gradient_dtype) {
   Constants constants;
-  STD_TORCH_CHECK(numbers.size() == kNumConstants, "constants must have ", kNumConstants, " numbers, but has ",
-                  numbers.size(), ".");
+  PSPL_CHECK(numbers.size() == kNumConstants, "constants must have ", kNumConstants, " numbers, but has ",
+             numbers.size(), ".");
   std::memcpy(&constants, numbers.data(), sizeof(constants));
-  STD_TORCH_CHECK(window_size >= 1 && window_size <= 2 * kMaxRadius + 1 && window_size % 2 == 1,
-                  "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window_size, ".");
-  STD_TORCH_CHECK(is_value<Padding>(padding), "unknown padding ", padding, ".");
-  STD_TORCH_CHECK(is_value<Distance>(distance), "unknown distance ", distance, ".");
-  STD_TORCH_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
+  PSPL_CHECK(window_size >= 1 && window_size <= 2 * kMaxRadius + 1 && window_size % 2 == 1,
+             "window_size must be odd, from 1 to ", 2 * kMaxRadius + 1, ", but is ", window_size, ".");
+  PSPL_CHECK(is_value<Padding>(padding), "unknown padding ", padding, ".");
+  PSPL_CHECK(is_value<Distance>(distance), "unknown distance ", distance, ".");
+  PSPL_CHECK(loss_weight > 0, "loss_weight must be above 0, but is ", loss_weight, ".");
 
   const bool wide = sr.scalar_type() == ScalarType::Double || hr.scalar_type() == ScalarType::Double;
   Backend::make_readable(sr, hr, wide ? ScalarType::Double : ScalarType::Float);
@@ -192,7 +166,7 @@ Outputs run_forward(Tensor sr, Tensor hr, const std::optional<Tensor>& step_tens
     if (gradient_dtype) {
       p.gradient = {gradient.mutable_data_ptr(), dtype_of(gradient, "saved_gradient"), strides_of(gradient)};
       const bool bfloat16 = *gradient_dtype == ScalarType::BFloat16 && sr.scalar_type() == ScalarType::BFloat16;
-      STD_TORCH_CHECK(
+      PSPL_CHECK(
           *gradient_dtype == dtype || (bfloat16 && !wide),
           "gradient_dtype must be float64 if an image is float64, else float32 or, for a bfloat16 sr, bfloat16.");
     }
@@ -203,7 +177,7 @@ Outputs run_forward(Tensor sr, Tensor hr, const std::optional<Tensor>& step_tens
 }
 
 inline Output reduction_of(int64_t number) {
-  STD_TORCH_CHECK(number >= 0 && number <= static_cast<int64_t>(Output::kLossMap), "unknown reduction ", number, ".");
+  PSPL_CHECK(number >= 0 && number <= static_cast<int64_t>(Output::kLossMap), "unknown reduction ", number, ".");
   return static_cast<Output>(number);
 }
 
@@ -235,12 +209,12 @@ Tensor map_op(Tensor sr, Tensor hr, std::optional<Tensor> step_tensor, double st
 
 template <typename Backend>
 void scale_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& grad_output, int64_t sign) {
-  STD_TORCH_CHECK(sign == 1 || sign == -1, "sign must be 1 or -1, but is ", sign, ".");
+  PSPL_CHECK(sign == 1 || sign == -1, "sign must be 1 or -1, but is ", sign, ".");
   // The gradient is then dense with the same strides, so element i of one belongs to element i of the other.
-  STD_TORCH_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
-  STD_TORCH_CHECK(grad_output.dim() == 0 && grad_output.scalar_type() == ScalarType::Float &&
-                      grad_output.device() == saved_gradient.device(),
-                  "grad_output must be a 0-dim float32 tensor on saved_gradient's device.");
+  PSPL_CHECK(is_dense(saved_gradient), "saved_gradient must be dense.");
+  PSPL_CHECK(grad_output.dim() == 0 && grad_output.scalar_type() == ScalarType::Float &&
+                 grad_output.device() == saved_gradient.device(),
+             "grad_output must be a 0-dim float32 tensor on saved_gradient's device.");
   const BackwardParams p{saved_gradient.const_data_ptr(),
                          dtype_of(saved_gradient, "saved_gradient"),
                          static_cast<const float*>(grad_output.const_data_ptr()),
@@ -249,8 +223,8 @@ void scale_into(Tensor& gradient, const Tensor& saved_gradient, const Tensor& gr
                          dtype_of(gradient, "dtype"),
                          saved_gradient.numel()};
   const bool bfloat16 = p.saved_dtype == DType::kBFloat16 && p.dtype == DType::kBFloat16;
-  STD_TORCH_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == DType::kFloat32 || bfloat16),
-                  "saved_gradient must be float32 or, like the gradient, bfloat16; the gradient must not be float64.");
+  PSPL_CHECK(p.dtype != DType::kFloat64 && (p.saved_dtype == DType::kFloat32 || bfloat16),
+             "saved_gradient must be float32 or, like the gradient, bfloat16; the gradient must not be float64.");
   Backend::backward(p, saved_gradient);
 }
 
@@ -268,10 +242,10 @@ void scale_gradient_in_place_op(Tensor saved_gradient, const Tensor& grad_output
 
 }  // namespace pspl
 
-// Binds every operator to a backend; used inside STABLE_TORCH_LIBRARY_IMPL.
-#define PSPL_BIND_OPERATORS(library, Backend)                                           \
-  library.impl("loss", TORCH_BOX(&::pspl::loss_op<Backend>));                           \
-  library.impl("loss_and_gradient", TORCH_BOX(&::pspl::loss_and_gradient_op<Backend>)); \
-  library.impl("map", TORCH_BOX(&::pspl::map_op<Backend>));                             \
-  library.impl("scale_gradient", TORCH_BOX(&::pspl::scale_gradient_op<Backend>));       \
-  library.impl("scale_gradient_", TORCH_BOX(&::pspl::scale_gradient_in_place_op<Backend>))
+// Binds every operator to a backend; used inside PSPL_OPERATORS.
+#define PSPL_BIND_OPERATORS(library, Backend)                                                \
+  library.impl("loss", PSPL_OPERATOR((::pspl::loss_op<Backend>)));                           \
+  library.impl("loss_and_gradient", PSPL_OPERATOR((::pspl::loss_and_gradient_op<Backend>))); \
+  library.impl("map", PSPL_OPERATOR((::pspl::map_op<Backend>)));                             \
+  library.impl("scale_gradient", PSPL_OPERATOR((::pspl::scale_gradient_op<Backend>)));       \
+  library.impl("scale_gradient_", PSPL_OPERATOR((::pspl::scale_gradient_in_place_op<Backend>)))

@@ -6,7 +6,7 @@ namespace pspl {
 namespace {
 
 void run_jobs(int64_t jobs, void (*body)(void* context, int64_t job), void* context) {
-  torch::stable::parallel_for(0, jobs, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, jobs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) body(context, job);
   });
 }
@@ -27,8 +27,8 @@ std::string cpu_instruction_set() { return cpu::instruction_set(); }
 }  // namespace
 }  // namespace pspl
 
-STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CPU, library) { PSPL_BIND_OPERATORS(library, ::pspl::CpuBackend); }
+PSPL_OPERATORS(CPU, library) { PSPL_BIND_OPERATORS(library, ::pspl::CpuBackend); }
 
-STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CompositeExplicitAutograd, library) {
-  library.impl("cpu_instruction_set", TORCH_BOX(&::pspl::cpu_instruction_set));
+PSPL_OPERATORS(CompositeExplicitAutograd, library) {
+  library.impl("cpu_instruction_set", PSPL_OPERATOR(::pspl::cpu_instruction_set));
 }

@@ -1,6 +1,5 @@
 // The operators on CUDA tensors: device guard, current stream, workspace from torch's allocator, launch check.
 #include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <map>
 #include <mutex>
@@ -14,19 +13,17 @@ namespace {
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
   const bool not_built = status == cudaErrorNoKernelImageForDevice;
-  STD_TORCH_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".",
-                  not_built ? " pspl_cuda.backend_info() lists the architectures that were built; set "
-                              "TORCH_CUDA_ARCH_LIST to that of this device and reinstall."
-                            : "");
+  PSPL_CHECK(false, "pspl_cuda: the kernel launch failed: ", cudaGetErrorString(status), ".",
+             not_built ? " pspl_cuda.backend_info() lists the architectures that were built; set "
+                         "TORCH_CUDA_ARCH_LIST to that of this device and reinstall."
+                       : "");
 }
 
 cudaStream_t current_stream(const Tensor& on_device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on_device.get_device(), &stream));
-  return static_cast<cudaStream_t>(stream);
+  return static_cast<cudaStream_t>(current_cuda_stream(on_device.get_device()));
 }
 
-cuda::Device device_of(const Tensor& on_device) {
+cuda::Device gpu_of(const Tensor& on_device) {
   const auto get = [&](cudaDeviceAttr attribute) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, attribute, on_device.get_device()));
@@ -39,7 +36,7 @@ cuda::Device device_of(const Tensor& on_device) {
 // Identifies the last block of a launch. A launch leaves the counter at 0, so the launches of one stream share one. A
 // captured graph may be replayed on any stream, in parallel with others: it has its own counter, zeroed in the graph.
 Tensor ticket(const Tensor& on_device, cudaStream_t stream) {
-  const auto fresh = [&] { return torch::stable::new_zeros(on_device, {1}, ScalarType::Int); };
+  const auto fresh = [&] { return zero_int32(on_device); };
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &capture));
   if (capture != cudaStreamCaptureStatusNone) return fresh();
@@ -60,15 +57,15 @@ struct CudaBackend {
   static void make_readable(Tensor& sr, Tensor& hr, ScalarType compute_type) {
     for (Tensor* image : {&hr, &sr}) {
       if (cuda::has_kernels(dtype_of(sr, "sr"), dtype_of(hr, "hr"))) return;
-      *image = torch::stable::to(*image, compute_type);
+      *image = convert(*image, compute_type);
     }
   }
 
   template <typename T>
   static void forward(const ForwardParams<T>& params, const Tensor& on_device) {
-    const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
+    const DeviceGuard guard(on_device.get_device());
     const cudaStream_t stream = current_stream(on_device);
-    const cuda::Device device = device_of(on_device);
+    const cuda::Device device = gpu_of(on_device);
     if (params.loss == nullptr && params.stats == nullptr) {
       check(cuda::forward<T>(params, {nullptr, nullptr}, device, stream));
       return;
@@ -81,12 +78,12 @@ struct CudaBackend {
   }
 
   static void backward(const BackwardParams& params, const Tensor& on_device) {
-    const torch::stable::accelerator::DeviceGuard guard(on_device.get_device());
-    check(cuda::backward(params, device_of(on_device), current_stream(on_device)));
+    const DeviceGuard guard(on_device.get_device());
+    check(cuda::backward(params, gpu_of(on_device), current_stream(on_device)));
   }
 };
 
 }  // namespace
 }  // namespace pspl
 
-STABLE_TORCH_LIBRARY_IMPL(pspl_cuda, CUDA, library) { PSPL_BIND_OPERATORS(library, ::pspl::CudaBackend); }
+PSPL_OPERATORS(CUDA, library) { PSPL_BIND_OPERATORS(library, ::pspl::CudaBackend); }

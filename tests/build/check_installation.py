@@ -16,7 +16,7 @@ import torch
 
 import pspl_cuda
 
-OPERATORS = ("forward", "backward", "backward_")
+OPERATORS = ("loss", "loss_and_gradient", "map", "scale_gradient", "scale_gradient_")
 
 
 def find_cuobjdump() -> str | None:

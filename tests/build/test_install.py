@@ -225,7 +225,7 @@ def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, mon
     """They do not say for which Python they build, so the torch to build against is unknown."""
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
-    with pytest.raises(SystemExit, match=r"none in this build environment.*use --no-build-isolation"):
+    with pytest.raises(SystemExit, match=r"(?s)none in this build environment.*--no-build-isolation"):
         getattr(build_tools.backend, hook)()
     # pip installs torch into its build environment.
     monkeypatch.setenv("PIP_BUILD_TRACKER", "x")
@@ -253,8 +253,7 @@ def test_uv_and_build_are_told_to_build_without_isolation(hook, build_tools, mon
         (None, None, True, {}, ["torch>="]),
         (None, None, False, {}, ["torch>=", "toolkit"]),
         (None, None, False, {"PSPL_CUDA": "off"}, ["torch>="]),
-        # An old torch is left alone: the package works without kernels.
-        ("2.9.1+cu130", "13.0", False, {}, []),
+        ("2.4.1+cu121", "12.1", False, {}, ["toolkit==13.0.*"]),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="PyPI's nvcc is taken on Linux only")
@@ -281,12 +280,12 @@ def test_backend_asks_only_for_what_is_missing(
 
 @NEEDS_SOURCES
 def test_oldest_torch_is_written_down_once(build_tools):
-    number = build_tools.installed_torch.REQUIREMENT.removeprefix("torch>=")
+    build = ROOT / "pspl_cuda" / "_build.py"
     code = [ROOT / "setup.py", *(ROOT / "build_tools").glob("*.py"), *(ROOT / "pspl_cuda").glob("*.py")]
-    for path in [*code, ROOT / "pyproject.toml", ROOT / "noxfile.py"]:
-        if path.exists():
-            assert f'"{number}' not in path.read_text(), path
-            assert f"={number}" not in path.read_text(), path
+    for path in {*code, ROOT / "pyproject.toml", ROOT / "noxfile.py"} - {build}:
+        for version in ("MIN_TORCH", "STABLE_TORCH"):
+            number = r"{}\.{}(\.0)?".format(*build_tools.installed_torch.BUILD[version])
+            assert not re.search(rf'["=]{number}["\']', path.read_text()), path
 
 
 @NEEDS_SOURCES
@@ -607,19 +606,28 @@ def test_unknown_switch_is_rejected(name, build_tools, monkeypatch):
 
 
 @NEEDS_SOURCES
-def test_torch_too_old_or_missing(build_tools, monkeypatch, capsys):
-    """An old one stops no installation, unless kernels are forced."""
-    old = fake_torch(build_tools, "2.6.0+cu126", "12.6")
-    decision = build_tools.decisions.decide(old)
-    reason = "torch 2.6.0+cu126 is older than 2.10, which the kernels need: upgrade torch and reinstall"
-    assert decision.why_no_cpu == decision.why_no_cuda == reason
-    assert "THIS INSTALLATION HAS NO KERNELS" in capsys.readouterr().err
-    assert decision.record(old)["_cpu"] == {"reason": f"{reason}."}
-    monkeypatch.setenv("PSPL_CPU", "force")
-    with pytest.raises(SystemExit, match=r"PSPL_CPU=force, but the CPU kernels can't be built: torch 2\.6"):
+@pytest.mark.parametrize("switch", ["auto", "off"])
+def test_torch_too_old_or_missing(switch, build_tools, monkeypatch):
+    """With one below 2.4 the package can't be imported: the installation stops, with or without kernels."""
+    for name in ("PSPL_CPU", "PSPL_CUDA"):
+        monkeypatch.setenv(name, switch)
+    old = fake_torch(build_tools, "2.3.1+cu121", "12.1")
+    message = r"^torch 2\.3\.1\+cu121 is older than 2\.4, which pspl_cuda needs: upgrade torch and reinstall\.$"
+    with pytest.raises(SystemExit, match=message):
         build_tools.decisions.decide(old)
+    monkeypatch.setattr(build_tools.backend, "find_torch", lambda: old)
+    with pytest.raises(SystemExit, match=message):
+        build_tools.backend.requirements()
     with pytest.raises(SystemExit, match="install torch first"):
         build_tools.decisions.decide(None)
+
+
+@NEEDS_SOURCES
+@pytest.mark.parametrize(("version", "stable"), [("2.4.1", False), ("2.9.1", False), ("2.10.0", True), ("3.0.0", True)])
+def test_stable_abi_is_used_where_it_suffices(version, stable, build_tools, monkeypatch):
+    monkeypatch.setenv("PSPL_CUDA", "off")
+    found = fake_torch(build_tools, version, None)
+    assert build_tools.decisions.decide(found).record(found)["stable_abi"] == stable
 
 
 def broken_tree(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Files of the project that must agree with each other."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,10 +38,13 @@ def test_ci_installs_the_tools_of_the_deep_session():
     assert set(line.replace('"', "").split()) == tools
 
 
-def test_wheels_are_built_with_one_torch():
-    torch = re.search(r'^TORCH_CUDA = "(.+?)"', read("noxfile.py"), re.MULTILINE).group(1)
-    assert f"torch=={torch} " in PYPROJECT
-    assert f"--torch-built-with {torch}" in PYPROJECT
+def test_nightly_tests_the_versions_of_torch():
+    nox = dict(re.findall(r'^(TORCH\w*) = "(.+?)"', read("noxfile.py"), re.MULTILINE))
+    stable = re.search(r"^STABLE_TORCH = \((\d+), (\d+)\)$", read("pspl_cuda/_build.py"), re.MULTILINE).groups()
+    nox["TORCH_STABLE"] = "{}.{}.0".format(*stable)
+    listed = re.search(r"^TORCH_VERSIONS = \((.+)\)$", read("noxfile.py"), re.MULTILINE).group(1)
+    versions = [nox.get(name, name.strip('"')) for name in listed.split(", ")]
+    assert f"version: {json.dumps(versions)}\n" in read(".github/workflows/nightly.yml")
 
 
 def test_workflows_run_sessions_that_exist():

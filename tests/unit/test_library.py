@@ -154,7 +154,11 @@ def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
         ("_cpu", "2.14.1+cu130", "13.0", "x86_64", None),
         ("_cuda", "2.14.1+cu130", "13.2", "x86_64", None),
         ("_cpu", "2.13.0+cpu", None, "x86_64", None),
-        ("_cpu", "2.9.1", None, "x86_64", "torch 2.9.1 is older than 2.10, which the kernels need: upgrade torch."),
+        ("_cpu", "2.10.0", None, "x86_64", None),
+        (
+            *("_cpu", "2.9.1", None, "x86_64"),
+            "it was built for torch 2.10 and later, and this is torch 2.9.1: reinstall the package.",
+        ),
         ("_cpu", "2.13.0", None, "aarch64", "it was built for x86_64, and this processor is aarch64: reinstall"),
         ("_cuda", "2.13.0+cpu", None, "x86_64", "torch 2.13.0+cpu is not a CUDA build: install one that is."),
         ("_cuda", "2.13.0+cu126", "12.6", "x86_64", None),
@@ -162,11 +166,27 @@ def test_backend_info_speaks_of_the_gpu_that_is_here(turing, monkeypatch):
 )
 def test_library_of_another_machine_or_torch_is_refused(library, version, cuda, machine, message, monkeypatch):
     monkeypatch.setattr(_library, "_driver_cuda", lambda: None)
-    build = {"machine": "x86_64", "needs_torch": "2.10", "_cuda": {"toolkit": "13.0"}}
+    build = {"torch": "2.13.0", "machine": "x86_64", "stable_abi": True, "_cuda": {"toolkit": "13.0"}}
     reason = _library._mismatch(library, build, version, cuda, machine)
     assert reason is None if message is None else message in reason
-    # A build of an earlier version recorded less.
-    assert _library._mismatch(library, {}, version, cuda, machine) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "usable"), [("2.6.0+cpu", True), ("2.6.1", True), ("2.7.0", False), ("2.13.0", False)]
+)
+def test_library_of_one_torch_is_refused_under_others(version, usable):
+    """Without the stable ABI, it needs the C++ API of a minor version."""
+    build = {"torch": "2.6.0+cu124", "machine": "x86_64", "stable_abi": False}
+    reason = _library._mismatch("_cpu", build, version, None, "x86_64")
+    expected = f"it was built for torch 2.6, and this is torch {version}: reinstall the package."
+    assert reason == (None if usable else expected)
+
+
+def test_torch_below_the_oldest_is_refused_at_import():
+    code = "import torch; torch.__version__ = '2.3.1+cu121'; del torch.library.register_fake; import pspl_cuda"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = "ImportError: torch 2.3.1+cu121 is older than 2.4, which pspl_cuda needs: upgrade torch."
+    assert result.stderr.splitlines()[-1] == message
 
 
 @pytest.mark.parametrize(
