@@ -19,15 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pspl_cuda
+from helpers.refusals import refused
 from pspl_cuda import PSPLLoss, _library
 from pspl_cuda.schedule import Schedule
-
-
-@pytest.fixture
-def pair():
-    generator = torch.Generator().manual_seed(0)
-    hr = torch.rand((2, 3, 9, 10), generator=generator)
-    return hr + 0.1 * torch.randn(hr.shape, generator=generator), hr
 
 
 def reference(sr, hr, step, **keywords):
@@ -786,3 +780,18 @@ def test_compiled_graph_of_capturable_is_on_one_device(capturable, monkeypatch):
         images = torch.empty(2, 1, 3, 8, 8, device="cuda")
         torch.compile(loss, backend=record, fullgraph=True)(*images)
     assert devices == ({"cuda"} if capturable else {"cuda", "cpu"})
+
+
+# ---------------------------------------------------------------- how far it counts
+
+
+@pytest.mark.parametrize("name", ["start_iteration", "calls_per_iteration"])
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63, 10**5000], ids=["2^53", "2^63", "10^5000"])
+def test_counts_too_large_to_count_on(name, value):
+    """They are kept in 64 bits, and made a step of in float64."""
+    refused(ValueError, ["expected an integer from", "9007199254740992"], PSPLLoss, **{name: value})
+
+
+def test_iterations_times_calls_are_counted_too():
+    refused(ValueError, ["iteration", "from 0 to 8192"], PSPLLoss, start_iteration=8193, calls_per_iteration=2**40)
+    assert PSPLLoss(start_iteration=8192, calls_per_iteration=2**40).iteration == 8192
