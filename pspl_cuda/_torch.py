@@ -22,18 +22,14 @@ _current_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 # it, no saved tensor is changed, and the gradient is allocated separately.
 keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
-# The hooks that pack what autograd saves, or None. Before torch 2.8 they are unknown: one that keeps the saved gradient then sees it
-# change, as its version counter tells.
+# The hooks that pack what autograd saves, or None. Before torch 2.8 they are unknown: a hook that keeps the saved gradient then
+# sees it change, as its version counter tells.
 _saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
 
 # The innermost of torch.func's transforms, or None. Without it, torch's own errors remain.
 _peek_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 # Whether a tensor is batched by the vmap of is_grads_batched. Without it, torch's own errors remain.
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
-
-# Whether torch.export traces. torch has it since 2.7.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 # Whether torch.export makes a program. Without it (before torch 2.7), exported programs are like compiled code: a PSPLLoss in one
 # counts, and AOTInductor refuses return_stats=True.
