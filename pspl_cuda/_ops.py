@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _library, _torch
 from .config import DISTANCES, PADDINGS, REDUCTIONS, Config, compute_dtype
 
-DEFINITIONS = torch.library.Library("pspl_cuda", "DEF")
+DEFINITIONS = _torch.define_library("pspl_cuda")
 
 # Returns
 #   result  loss_weight times the loss, 0-dim; for reduction "none" a map of sr's shape and layout
@@ -121,12 +121,12 @@ def _increment(calls: Tensor) -> Tensor:
     return torch.full_like(calls, 0 if _torch.in_backward() else 1)
 
 
-@torch.library.register_fake("pspl_cuda::increment")
+@torch.library.register_fake("pspl_cuda::increment", lib=DEFINITIONS)
 def _increment_fake(calls: Tensor) -> Tensor:
     return torch.empty_like(calls)
 
 
-@torch.library.register_fake("pspl_cuda::loss")
+@torch.library.register_fake("pspl_cuda::loss", lib=DEFINITIONS)
 def _loss_fake(
     sr: Tensor,
     hr: Tensor,
@@ -146,22 +146,22 @@ def _loss_fake(
     return result, sr.new_empty(4 if with_stats else 0, dtype=dtype)
 
 
-@torch.library.register_fake("pspl_cuda::loss_and_gradient")
+@torch.library.register_fake("pspl_cuda::loss_and_gradient", lib=DEFINITIONS)
 def _loss_and_gradient_fake(sr: Tensor, hr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *of_loss, gradient_dtype = arguments
     return *_loss_fake(sr, hr, *of_loss), torch.empty_like(sr, dtype=gradient_dtype)
 
 
-@torch.library.register_fake("pspl_cuda::map")
+@torch.library.register_fake("pspl_cuda::map", lib=DEFINITIONS)
 def _map_fake(sr: Tensor, hr: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(sr, dtype=compute_dtype(sr, hr))
 
 
-@torch.library.register_fake("pspl_cuda::scale_gradient")
+@torch.library.register_fake("pspl_cuda::scale_gradient", lib=DEFINITIONS)
 def _scale_gradient_fake(saved_gradient: Tensor, grad_output: Tensor, sign: int, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(saved_gradient, dtype=dtype)
 
 
-@torch.library.register_fake("pspl_cuda::scale_gradient_")
+@torch.library.register_fake("pspl_cuda::scale_gradient_", lib=DEFINITIONS)
 def _scale_gradient_in_place_fake(saved_gradient: Tensor, grad_output: Tensor) -> None:
     return None

@@ -36,6 +36,19 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
+def define_library(namespace: str) -> torch.library.Library:
+    """A Library of a namespace, which takes the place of that of an earlier import in this process.
+
+    Notebooks and coverage import a package again; torch accepts one Library of a namespace, and would keep the earlier one.
+    """
+    operators = getattr(torch.ops, namespace)
+    earlier = vars(operators).get("_library")
+    if earlier is not None:
+        earlier._destroy()
+    operators._library = torch.library.Library(namespace, "DEF")
+    return operators._library
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs on this thread, so that what is called now recomputes a forward pass."""
     return _current_graph_task_id() != -1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -212,3 +214,25 @@ def test_second_derivative_of_the_operator(operator_device, distance):
     expected = second(lambda a, b: pspl_cuda.pspl_loss(a, b, 1.0, distance=distance, backend="reference"))
     for got, wanted in zip(second(operator), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_second_import_in_one_process():
+    """Notebooks and coverage purge sys.modules. What the first import made keeps working."""
+    code = """
+import sys, torch, pspl_cuda
+def loss_of(package):
+    image = torch.linspace(0, 1, 400).reshape(1, 1, 20, 20).requires_grad_()
+    return image, package.pspl_loss(image, image.detach().flip(3), 1.0)
+first, loss = loss_of(pspl_cuda)
+earlier = pspl_cuda
+for name in [name for name in sys.modules if name.split(".")[0] == "pspl_cuda"]:
+    del sys.modules[name]
+import pspl_cuda
+assert pspl_cuda is not earlier and pspl_cuda.backend_info() == earlier.backend_info()
+second, again = loss_of(pspl_cuda)
+loss.backward()
+again.backward()
+assert loss == again == loss_of(earlier)[1] and torch.equal(first.grad, second.grad)
+assert torch.compile(loss_of, backend="eager", fullgraph=False)(pspl_cuda)[1] == loss
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
