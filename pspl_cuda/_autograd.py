@@ -58,8 +58,8 @@ class _Loss(torch.autograd.Function):
             ctx.hr_strides = torch.empty_like(hr, device="meta").stride()
         # The second derivative of l1 is zero. Those of l2 and charbonnier need the images and step. An inference tensor cannot
         # be saved; only the second derivative is then an error.
-        distance = DISTANCES[arguments[4]]
-        ctx.curved = distance != "l1"
+        *_, distance, _reduction, _loss_weight, _with_stats = arguments
+        ctx.curved = DISTANCES[distance] != "l1"
         images = (sr, hr) if ctx.curved and not (sr.is_inference() or hr.is_inference()) else ()
         ctx.save_for_backward(saved_gradient, *images)
         ctx.packed = _torch.hooks_pack_saved_tensors()

@@ -124,7 +124,7 @@ template <typename T>
 void run(const Case& c) {
   const Image sr(c, c.sr, c.sr_layout), hr(c, c.hr, c.hr_layout);
   ForwardParams<T> p = parameters<T>(c, sr, hr);
-  // As pspl_cuda/autograd.py chooses it.
+  // As pspl_cuda/_autograd.py chooses it.
   const DType saved = sizeof(T) == 8 ? DType::kFloat64 : c.sr == DType::kFloat16 ? DType::kFloat32 : c.sr;
 
   const Memory loss(sizeof(T)), stats(kNumStats * sizeof(T));
