@@ -140,7 +140,7 @@ def test_jit_trace(dispatched, distance):
         return dispatched.pspl_loss(a, b, 1.0, distance=distance)
 
     for example in (sr, leaf_copy(sr)):
-        traced = torch.jit.trace(loss, (example, hr), check_trace=False)
+        traced = torch.jit.trace(loss, (example, hr))
         a, b = leaf_copy(sr), leaf_copy(sr)
         traced(a, hr).backward()
         loss(b, hr).backward()
@@ -170,12 +170,12 @@ def test_make_fx(dispatched, distance, mode):
 
 
 def test_traced_loss(backend):
-    """torch.jit.trace without its check, which traces again without gradients; step is an input of the program."""
+    """step is an input of the program."""
     if backend.name == "emulated":
         pytest.skip("PSPLLoss runs on the package's own backends")
     sr, hr = distinct_pair((1, 3, 9, 10), torch.float32, backend.device)
     criterion = PSPLLoss(backend=backend.name)
-    traced = torch.jit.trace(criterion, (leaf_copy(sr), hr, torch.tensor(1.0)), check_trace=False)
+    traced = torch.jit.trace(criterion, (leaf_copy(sr), hr, torch.tensor(1.0)))
     for step in (1.0, 2.0):
         results = []
         for run in (traced, criterion):
