@@ -21,7 +21,7 @@ import numpy as np
 
 from training import data, figures, images
 from training.files import atomic, writable_folder
-from training.loop import CHECKPOINT, PROBE, load_checkpoint, write_csv
+from training.loop import CHECKPOINT, load_checkpoint, write_csv
 from training.losses import Arm
 from training.settings import DECISIVE, Settings
 
@@ -90,6 +90,17 @@ def psnrs(runs: dict[tuple[str, int], dict]) -> tuple[np.ndarray, dict[str, np.n
     return np.array(common), {
         arm: np.array([[curve[iteration] for iteration in common] for curve in lines]) for arm, lines in curves.items()
     }
+
+
+def iterations_until(psnr: float, iterations: np.ndarray, line: np.ndarray) -> float:
+    """Where the curve ``line`` first reaches ``psnr``, between two validations by a straight line; NaN if it never does."""
+    reached = np.flatnonzero(line >= psnr)
+    if not len(reached):
+        return math.nan
+    after = reached[0]
+    if after == 0:
+        return float(iterations[0])
+    return float(np.interp(psnr, line[after - 1 : after + 1], iterations[after - 1 : after + 1]))
 
 
 def read_scores(paths: list[Path], runs: dict[tuple[str, int], dict]) -> dict[str, dict[str, list[Score]]]:
@@ -211,16 +222,21 @@ def main(arguments: list[str] | None = None) -> int:
     if scheduled:
         arm = options.attention or scheduled[0]
         states = [state for (other, _), state in runs.items() if other == arm]
-        snapshots = [snapshot for snapshot in states[0]["snapshots"] if snapshot["arm"] == arm] if states else []
-        if not snapshots:
+        if not states:
             raise SystemExit(f"--attention {arm}: expected one of {', '.join(scheduled)}.")
-        probe = data.centre(pairs[0], settings.scale, PROBE)
         title = f"{settings.model} x{settings.scale}, {arm}, {settings.iterations} iterations"
-        figures.attention(snapshots, probe, title, options.out / "attention.png")
+        snapshots = [snapshot for snapshot in states[0]["snapshots"] if snapshot["arm"] == arm]
+        if "probe" in states[0]:  # a run of an older version has kept another part of the image
+            figures.attention(snapshots, states[0]["probe"], title, options.out / "attention.png")
     if options.scores:
         rows = table_rows(read_scores(options.scores, runs), arms[0])
         write_csv(rows, options.out / "table.csv")
-        text = f"{described}; PSNR in dB, SSIM, gains over {arms[0]}.\n\n{table(rows)}"
+        end = psnr[arms[0]].mean(0)[-1]
+        until = ", ".join(f"{arm} {iterations_until(end, iterations, psnr[arm].mean(0)):.0f}" for arm in arms)
+        text = (
+            f"{described}; PSNR in dB, SSIM, gains over {arms[0]}.\n\n{table(rows)}\n"
+            f"Iterations until the PSNR on the validation images is that of {arms[0]} at the end: {until}.\n"
+        )
         with atomic(options.out / "table.md") as file:
             file.write(text.encode())
         print(text)

@@ -271,10 +271,11 @@ def validation_pairs(settings: Settings, quiet: bool = False) -> list[Pair]:
     return read
 
 
-def centre(pair: Pair, scale: int, size: int) -> Pair:
-    """The middle ``size`` HR pixels of a pair."""
-    size //= scale
-    top, left = (max(0, (length - size) // 2) for length in pair.lr.shape[:2])
+def detail(pairs: list[Pair], scale: int, size: int) -> Pair:
+    """The most detailed ``size`` square of HR pixels of all pairs."""
+    found = [images.most_detailed(pair.hr, size) for pair in pairs]
+    (_, top, left), pair = max(zip(found, pairs, strict=True), key=lambda item: item[0])
+    top, left, size = top // scale, left // scale, size // scale
     lr = pair.lr[top : top + size, left : left + size]
     hr = pair.hr[top * scale : (top + size) * scale, left * scale : (left + size) * scale]
     return Pair(pair.name, hr, lr)

@@ -16,7 +16,7 @@ from pspl_cuda import attention_map
 
 from .data import Pair
 from .files import atomic
-from .images import as_result, network_input
+from .images import as_rgb, most_detailed, network_input
 from .losses import PAPER_SPAN, SIMILARITY, Arm
 
 LOOKS = {
@@ -104,26 +104,29 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
     save(figure, path)
 
 
-def attention(snapshots: list[dict], probe: Pair, title: str, path: Path) -> None:
+def attention(snapshots: list[dict], probe: dict, title: str, path: Path) -> None:
     """How attention changes: its curve at each delta, and its map on a validation image as it was trained (Fig. 3).
+
+    Each map has a colour scale of its own, from its 1st to its 99th percentile, which its title names.
 
     Args:
         snapshots: ``{"iteration", "delta", "sr"}`` each, of one arm.
-        probe: the image that ``sr`` belongs to.
+        probe: ``{"image", "hr"}``, the name and the uint8 ``[H, W, C]`` of what ``sr`` belongs to.
         title: of the figure.
         path: of the PNG.
     """
     columns = len(snapshots) + 1
-    hr = network_input(probe.hr, snapshots[0]["sr"].shape[1])
-    figure = Figure(figsize=(4.4 + 1.9 * columns, 4.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    left, right = figure.subfigures(1, 2, width_ratios=(4.4, 1.9 * columns))
+    hr = network_input(probe["hr"].numpy(), snapshots[0]["sr"].shape[1])
+    figure = Figure(figsize=(4.2 + 1.9 * columns, 4.3), layout="constrained")
+    figure.suptitle(f"{title}: a part of {probe['image']}", fontsize=11)
+    left, right = figure.subfigures(1, 2, width_ratios=(4.2, 1.9 * columns))
     axes = left.subplots()
     grid = right.subplots(2, columns, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
     _show(grid[0, 0], hr)
     grid[0, 0].set_title("HR", fontsize=9)
+    grid[1, 0].text(0.5, 0.5, "attention,\nbright: more,\nscales differ", ha="center", va="center", fontsize=9)
     similarity = torch.linspace(-1, 1, 201)
     for index, (snapshot, column) in enumerate(zip(snapshots, grid.T[1:], strict=True)):
         delta = snapshot["delta"]
@@ -131,16 +134,16 @@ def attention(snapshots: list[dict], probe: Pair, title: str, path: Path) -> Non
         shade = (0.12, 0.37, 0.66, 0.25 + 0.75 * (index + 1) / len(snapshots))
         axes.plot(similarity, curve, color=shade, label=f"{delta:.3g}")
         sr = snapshot["sr"].float()
-        weight = attention_map(sr, hr, delta)
+        weight = attention_map(sr, hr, delta)[0].mean(0).numpy()
         _show(column[0], sr)
         column[0].set_title(f"iteration {snapshot['iteration']}", fontsize=9)
-        drawn = column[1].imshow(weight[0].mean(0).numpy(), cmap="inferno", vmin=0, vmax=2)
-        column[1].set_title(f"delta {delta:.3g}, mean {weight.mean():.2f}", fontsize=9)
+        low, high = np.percentile(weight, (1, 99))
+        column[1].imshow(weight, cmap="inferno", vmin=low, vmax=high)
+        column[1].set_title(f"delta {delta:.3g}: {low:.3g} to {high:.3g}", fontsize=9)
     axes.set_xlabel("similarity")
     axes.set_ylabel("attention")
     axes.grid(alpha=0.3)
     axes.legend(title="delta", fontsize=8)
-    right.colorbar(drawn, ax=grid[1, 0], location="left", label="attention", fraction=0.5)
     save(figure, path)
 
 
@@ -150,24 +153,28 @@ def _show(axis: Axes, image: torch.Tensor) -> None:
 
 
 def close_up(pair: Pair, results: dict[str, np.ndarray], scale: int) -> Figure:
-    """The most detailed part of the HR image, beside that of each result (Fig. 5)."""
+    """The most detailed part of the HR image, beside that of each result (Fig. 5), and below it where each is wrong."""
     size = min(CLOSE_UP, *pair.hr.shape[:2])
-    y = as_result(pair.hr).y.astype(np.float64)
-    windows = [
-        (y[top : top + size, left : left + size].std(), top, left)
-        for top in range(0, y.shape[0] - size + 1, size // 2)
-        for left in range(0, y.shape[1] - size + 1, size // 2)
-    ]
-    _, top, left = max(windows)
-    shown = {"HR": pair.hr, **results}
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.3 * columns, 2.5 * rows + 0.3), layout="constrained")
-    figure.suptitle(f"{pair.name}, x{scale}: {size} x {size} pixels", fontsize=10)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    _, top, left = most_detailed(pair.hr, size)
+    inside = slice(top, top + size), slice(left, left + size)
+    hr = as_rgb(pair.hr)[inside]
+    shown = {name: image[inside] for name, image in results.items()}
+    errors = {name: np.abs(image.astype(float) - hr).mean(-1) for name, image in shown.items()}
+    most = max(np.percentile(error, 99) for error in errors.values())
+    columns = min(6, len(shown) + 1)
+    rows = -(-(len(shown) + 1) // columns)
+    figure = Figure(figsize=(2.3 * columns, 4.9 * rows + 0.3), layout="constrained")
+    figure.suptitle(
+        f"{pair.name}, x{scale}: {size} x {size} pixels; below, the error from 0 to {most:.0f} of 255", fontsize=10
+    )
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
-    for axis, (name, image) in zip(grid.flat, shown.items(), strict=False):
-        axis.imshow(image[top : top + size, left : left + size], interpolation="nearest")
-        axis.set_title(name, fontsize=8)
+    for index, (name, image) in enumerate({"HR": hr, **shown}.items()):
+        row, column = 2 * (index // columns), index % columns
+        grid[row, column].imshow(image, interpolation="nearest")
+        grid[row, column].set_title(name, fontsize=8)
+        if name in errors:
+            grid[row + 1, column].imshow(errors[name], cmap="gray", vmin=0, vmax=most, interpolation="nearest")
+            grid[row + 1, column].set_title(f"mean {errors[name].mean():.2f}", fontsize=8)
     return figure

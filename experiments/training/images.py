@@ -141,6 +141,17 @@ def super_resolve(network: nn.Module, lr: np.ndarray) -> Result:
     return Result(y[..., 0], coloured)
 
 
+def most_detailed(image: np.ndarray, size: int) -> tuple[float, int, int]:
+    """Of an uint8 image: how much its luma changes from pixel to pixel in the ``size`` square where it does most; top; left."""
+    y = luma(image)[..., 0]
+    edges = np.abs(np.diff(y, axis=0))[:, :-1] + np.abs(np.diff(y, axis=1))[:-1]
+    return max(
+        (edges[top : top + size, left : left + size].mean(), top, left)
+        for top in range(0, max(1, y.shape[0] - size + 1), max(1, size // 4))
+        for left in range(0, max(1, y.shape[1] - size + 1), max(1, size // 4))
+    )
+
+
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
     """PSNR in dB of two uint8 images ``[H, W]`` or ``[H, W, 3]`` without ``border`` pixels at each side; inf for equal ones."""
     with warnings.catch_warnings():

@@ -40,8 +40,8 @@ COLUMNS = (
     "validation_psnr",  # mean over the images, on the luma
 )
 # Fig. 3: attention changes most while its delta doubles a few times.
-DRAWN_DELTAS = (0.5, 1, 2, 4, 8, 16)
-PROBE = 128  # pixels of the validation image on which attention is drawn
+DRAWN_DELTAS = (1, 2, 4, 8, 20)
+PROBE = 96  # pixels of a validation image on which attention is drawn
 
 
 class _Autocast(MixedPrecision):
@@ -142,7 +142,7 @@ class Run:
             self.validation = data.validation_pairs(s, quiet=not fabric.is_global_zero)
         channels = next(iter(self.trained.values())).network.channels
         self.batches = data.Batches(self.training, s, channels, fabric.global_rank, fabric.world_size)
-        self.probe = data.centre(self.validation[0], s.scale, PROBE)
+        self.probe = data.detail(self.validation, s.scale, PROBE)
 
     def _start(self, name: str) -> _Trained:
         s, arm = self.settings, Arm.parse(name)
@@ -268,7 +268,7 @@ class Run:
             return
         total = self.settings.iterations
         delta, before = (trained.arm.delta(iteration, total) for iteration in (self.iteration, self.iteration - 1))
-        if self.iteration not in (1, total) and not any(before < drawn <= delta for drawn in DRAWN_DELTAS):
+        if self.iteration != total and not any(before < drawn <= delta for drawn in DRAWN_DELTAS):
             return
         sr = images.enhanced(trained.network, images.network_input(self.probe.lr, trained.network.channels))
         # float16 resolves 8-bit images, and checkpoints stay small.
@@ -285,6 +285,7 @@ class Run:
             "data_seconds": self.data_seconds,
             "rows": self.rows,
             "snapshots": self.snapshots,
+            "probe": {"image": self.probe.name, "hr": torch.from_numpy(self.probe.hr.copy())},
         }
         # First: a run that is stopped in between has every row of its checkpoint.
         if self.fabric.is_global_zero:

@@ -154,6 +154,13 @@ def test_report(folder, tmp_path):
         assert images.read(out / picture).std() > 10
 
 
+def test_iterations_until():
+    iterations = np.array([100, 200, 300])
+    assert report_sr.iterations_until(29.0, iterations, np.array([28.0, 28.8, 29.2])) == pytest.approx(250)
+    assert report_sr.iterations_until(29.0, iterations, np.array([29.1, 28.0, 29.2])) == 100
+    assert np.isnan(report_sr.iterations_until(29.0, iterations, np.array([28.0, 28.8, 28.9])))
+
+
 def test_report_refuses_different_runs(folder, tmp_path):
     train(folder, tmp_path / "a")
     for index, (options, message) in enumerate(

@@ -217,6 +217,21 @@ def test_lr_images_are_read_where_there_are_some(tmp_path):
         data.split(folder, 3, held_out=False)
 
 
+def test_detail_is_where_the_edges_are():
+    """A square of stripes in one of two flat images; its LR part is the same place."""
+    flat = np.full((64, 80, 3), 90, np.uint8)
+    striped = flat.copy()
+    striped[16:48, 40:72] = (np.arange(32) // 2 % 2 * 100)[None, :, None]
+    pairs = [data.Pair(name, image, images.shrink(image, 2)) for name, image in (("flat", flat), ("striped", striped))]
+    found = data.detail(pairs, scale=2, size=32)
+    assert found.name == "striped"
+    assert np.array_equal(found.hr, striped[16:48, 40:72])
+    assert np.array_equal(found.lr, pairs[1].lr[8:24, 20:36])
+    assert data.detail(pairs[:1], scale=2, size=200).hr.shape == flat.shape, (
+        "an image smaller than the square: all of it"
+    )
+
+
 def test_last_images_are_held_out(tmp_path):
     folder = dataset(tmp_path / "data", count=12)
     assert [source.hr.stem for source in data.split(folder, 2, held_out=True)] == ["0011"]
