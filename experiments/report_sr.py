@@ -33,8 +33,8 @@ class Score(NamedTuple):
     ssim: float
 
 
-def read_runs(folders: list[Path]) -> dict[tuple[str, int], dict]:
-    """The checkpoints of ``folders``, by arm and seed. Runs of one seed may have different arms.
+def read_runs(folders: list[Path], arms: list[str] | None = None) -> dict[tuple[str, int], dict]:
+    """The checkpoints of ``folders``, by arm and seed; of ``arms`` only, in this order. Runs of one seed may have different arms.
 
     Raises:
         SystemExit: runs that differ in more than the seed and the arms, did not end, or lack an arm of another seed.
@@ -54,17 +54,20 @@ def read_runs(folders: list[Path]) -> dict[tuple[str, int], dict]:
                 f"{state['folder']} is at iteration {state['iteration']} of {state['settings']['iterations']}: let it end."
             )
         for arm in state["settings"]["arms"]:
+            if arms and arm not in arms:
+                continue
             key = (arm, state["settings"]["seed"])
             if key in found:
                 raise SystemExit(
                     f"{found[key]['folder']} and {state['folder']} both have arm {arm} of seed {key[1]}: expected different ones."
                 )
             found[key] = state
-    arms, seeds = ({key[index] for key in found} for index in (0, 1))
-    missing = [f"{arm} of seed {seed}" for arm in sorted(arms) for seed in sorted(seeds) if (arm, seed) not in found]
+    arms = arms or list(dict.fromkeys(arm for arm, _ in found))
+    seeds = sorted({seed for _, seed in found})
+    missing = [f"{arm} of seed {seed}" for arm in sorted(arms) for seed in seeds if (arm, seed) not in found]
     if missing:
         raise SystemExit(f"The runs lack {', '.join(missing)}: expected every arm with every seed.")
-    return found
+    return {(arm, seed): found[arm, seed] for arm in arms for seed in seeds}
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -183,12 +186,13 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         help="means.csv of evaluate_sr.py on these runs, all together or one by one",
     )
+    add("--arms", nargs="+", help="only these, compared with the first (default: all)")
     add("--attention", metavar="ARM", help="arm whose attention is drawn (default: the first of kind pspl)")
     add("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     writable_folder(options.out)
 
-    runs = read_runs(options.run)
+    runs = read_runs(options.run, options.arms)
     first = next(iter(runs.values()))
     arms = list(dict.fromkeys(arm for arm, _ in runs))
     known = {field.name for field in dataclasses.fields(Settings)}

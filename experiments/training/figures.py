@@ -139,7 +139,7 @@ def attention(snapshots: list[dict], probe: dict, title: str, path: Path) -> Non
         column[0].set_title(f"iteration {snapshot['iteration']}", fontsize=9)
         low, high = np.percentile(weight, (1, 99))
         column[1].imshow(weight, cmap="inferno", vmin=low, vmax=high)
-        column[1].set_title(f"delta {delta:.3g}: {low:.3g} to {high:.3g}", fontsize=9)
+        column[1].set_title(f"delta {delta:.3g}: {low:.4g} to {high:.4g}", fontsize=9)
     axes.set_xlabel("similarity")
     axes.set_ylabel("attention")
     axes.grid(alpha=0.3)

@@ -191,6 +191,8 @@ def test_arms_of_a_seed_may_be_in_several_runs(folder, tmp_path):
         report_sr.main([*options, "--out", str(tmp_path / name)])
     for file in ("table.md", "table.csv", "convergence.csv"):
         assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+    report_sr.main([*options, "--arms", "pspl", "--out", str(tmp_path / "three")])
+    assert {row["arm"] for row in read_csv(tmp_path / "three" / "table.csv")} == {"bicubic", "pspl"}
 
 
 def test_runs_that_differ_are_never_averaged(folder, tmp_path):
