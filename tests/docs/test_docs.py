@@ -171,6 +171,18 @@ def test_named_sources_exist(page):
         assert (ROOT / path).exists() or (ROOT / "csrc" / path).exists(), f"{path} does not exist"
 
 
+def test_the_calls_of_a_step_exist():
+    """The block of calls in design.md names functions and files of the sources."""
+    text = (ROOT / "docs" / "dev" / "design.md").read_text()
+    (block,) = re.findall(r"^```text\n(forward   pspl_loss.*?)^```", text, re.MULTILINE | re.DOTALL)
+    paths = [path for folder in ("pspl_cuda", "csrc") for path in (ROOT / folder).rglob("*.*") if path.suffix != ".so"]
+    sources = "".join(path.read_text() for path in paths if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu"))
+    for name in re.findall(r"\w+", re.sub(r"torch's dispatcher|[\w/]+\.\w+(?=,|$)", "", block, flags=re.MULTILINE)):
+        assert re.search(rf"\b{name}\b", sources), f"design.md names {name}, which is nowhere in the sources"
+    for name in re.findall(r"[\w/]+\.(?:py|h|cuh|cpp|cu)\b", block):
+        assert any(path.as_posix().endswith("/" + name) for path in paths), f"design.md names {name}"
+
+
 def test_where_to_change_names_what_is_there():
     """Each row of the table in CONTRIBUTING names files, and after a colon what they define."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
