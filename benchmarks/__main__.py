@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -77,6 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         per_case = options.seconds / len(cases)
     keys = tuple(dict.fromkeys(("l1", *options.impl))) if options.impl else None
 
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()
+    except OSError as error:
+        raise SystemExit(f"--out {options.out} can't be written: {error}. Nothing was measured.") from None
+
     run = Run(device, path, per_case, options.limit, keys)
     interrupted = False
     try:
@@ -97,11 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _redraw(source: Path, readme: Path | None) -> int:
     try:
         rows = report.load(source)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--from {source} can't be read: {error}") from None
+    try:
         if readme is not None:
             report.into_readme(rows, readme)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"--from {source} can't be read: {error}") from None
-    print("\n".join(map(str, report.publish(rows, source))))
+        raise SystemExit(f"--readme {readme} can't be updated: {error}") from None
+    try:
+        print("\n".join(map(str, report.publish(rows, source))))
+    except OSError as error:
+        raise SystemExit(f"the tables and plots of {source} can't be written: {error}") from None
     return 0
 
 

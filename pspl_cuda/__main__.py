@@ -181,6 +181,17 @@ def time_losses(images: Images, device: torch.device) -> dict[str, float]:
     return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first call is a warm-up
 
 
+def check_picture(path: Path) -> None:
+    """SystemExit if matplotlib has no format for ``path``, so that nothing is computed first."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        return
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.is_dir() or path.suffix[1:].lower() not in formats:
+        raise SystemExit(f"--out is {path}; expected a file that ends in {', '.join(f'.{name}' for name in formats)}.")
+
+
 def draw(images: Images, path: Path) -> None:
     """Write the images, the similarity map and attention maps at DRAWN_STEPS to ``path``."""
     from matplotlib.figure import Figure
@@ -248,7 +259,7 @@ def print_times(device: str, found: dict[str, float]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the self-check; 0 if every backend agrees with the reference."""
+    """Run the self-check; 0 if every backend agrees with the reference, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m pspl_cuda", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -259,7 +270,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("pspl_self_check.png"), help="the picture (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
+    if not (options.json or options.quick):
+        check_picture(options.out)
+    try:
+        return self_check(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
 
+
+def self_check(options: argparse.Namespace) -> int:
     report: dict[str, dict] = {"environment": environment()}
     if not options.json:
         print_environment(report["environment"])

@@ -283,6 +283,22 @@ def test_readme_has_the_numbers_of_the_results(tmp_path):
         command.main(["--from", str(tmp_path / Path(README_ROWS).name), "--readme", str(page)])
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_measuring(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(command.Run, "measure", lambda *_, **__: pytest.fail("it measured"))
+    with pytest.raises(SystemExit, match=r"--out .*file/results can't be written: .* Nothing was measured"):
+        command.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "file" / "results")])
+
+
+def test_plots_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    def full(rows, path):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(command.report, "publish", full)
+    with pytest.raises(SystemExit, match=r"the tables and plots of .* can't be written: no space left"):
+        command.main(["--from", str(_copied(ROOT / README_ROWS, tmp_path))])
+
+
 def test_readme_needs_rows_to_show(tmp_path):
     """``--readme`` alone measures nothing and writes nothing."""
     with pytest.raises(SystemExit, match="--readme needs --from"):

@@ -132,6 +132,25 @@ def test_unwritable_picture_is_named(tmp_path, capsys):
     assert "can't be written" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["noext", "check.xyz", "."])
+def test_a_picture_of_no_known_format_is_refused_before_the_check(tmp_path, capsys, name):
+    """matplotlib would write noext.png."""
+    pytest.importorskip("matplotlib", reason="draws with matplotlib")
+    with pytest.raises(SystemExit, match=r"--out .* expected a file that ends in .*png"):
+        self_check.main(["--out", str(tmp_path / name)])
+    assert not capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_ends_with_a_sentence(capsys, monkeypatch):
+    def interrupted(images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(self_check, "compare", interrupted)
+    assert self_check.main(["--quick"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
 def test_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "pspl_cuda", "--quick", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
