@@ -153,7 +153,11 @@ def find_device(dry_run: bool) -> Device:
         return Device("dry run", "cpu", "9.0")
     if not torch.cuda.is_available():
         raise SystemExit("torch finds no GPU, and every part of this check needs one. Pass --dry-run, or run pytest.")
-    return Device(torch.cuda.get_device_name(), "cuda", "{}.{}".format(*torch.cuda.get_device_capability()))
+    # In a process of its own: a context here would keep memory, and others off a GPU in exclusive mode.
+    code = "import torch; print(torch.cuda.get_device_name(), *torch.cuda.get_device_capability(), sep='\\n')"
+    printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    name, major, minor = printed.splitlines()[-3:]
+    return Device(name, "cuda", f"{major}.{minor}")
 
 
 def main(arguments: list[str] | None = None) -> int:

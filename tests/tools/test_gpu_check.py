@@ -38,6 +38,15 @@ def test_a_missing_gpu_is_an_error(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_gpu_is_asked_in_another_process(monkeypatch):
+    """The parts need the memory, and a GPU in exclusive mode serves one process."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", None)
+    answer = subprocess.CompletedProcess([], 0, stdout="a warning\nSome GPU\n9\n0\n")
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: compile(words[-1], "child", "exec") and answer)
+    assert gpu_check.find_device(False) == GPU
+
+
 @pytest.mark.parametrize(
     "names",
     [
