@@ -688,6 +688,16 @@ def test_typing_marker_is_installed(tmp_path):
 
 
 @NEEDS_SOURCES
+@NEEDS_SETUPTOOLS
+def test_one_wheel_serves_every_python(tmp_path):
+    """The libraries use nothing of Python. Free-threaded Python refuses wheels of the tag abi3."""
+    code, printed = run_setup("bdist_wheel", folder=broken_tree(tmp_path), PSPL_CPU="off", PSPL_CUDA="off")
+    assert code == 0, printed
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+
+
+@NEEDS_SOURCES
 def test_version_is_in_one_place():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
     assert pspl_cuda.__version__ == version
