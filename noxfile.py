@@ -322,20 +322,16 @@ def install_uv(session: nox.Session, sources: str) -> None:
 
 
 def install_uv_project(session: nox.Session, sources: str) -> None:
-    """A project that depends on the package, as docs/troubleshooting.md says."""
+    """A project that depends on the package, as docs/troubleshooting.md says. For the build, uv finds PyPI's torch only."""
     session.install("uv")
-    wheels = str(session.cache_dir / "torch")
-    session.run("python", "-m", "pip", "download", "--quiet", "--dest", wheels, f"torch=={TORCH}", silent=True)
     project = Path(session.create_tmp()).resolve() / "project"
     shutil.rmtree(project, ignore_errors=True)
     project.mkdir()
     text = f"""[project]
 name = "training"
 version = "1"
-requires-python = ">=3.10"
-dependencies = ["pspl_cuda", "torch=={TORCH}"]
-[tool.uv]
-find-links = ["{wheels}"]
+requires-python = ">=3.11"
+dependencies = ["pspl_cuda", "torch=={TORCH_STABLE}"]
 [tool.uv.sources]
 pspl_cuda = {{ path = "{sources}" }}
 """
