@@ -45,32 +45,19 @@ void fill_taps(ForwardParams<T>& p, double sigma) {
 
 // ---------------------------------------------------------------- similarity map
 
-// Gaussian-weighted moments at one pixel of s = x + y - pivot and d = x - y. Four are enough: SSIM needs only
-// var_x + var_y and cov_xy. A variance does not change when a constant is subtracted; the pivot, a typical value of
-// x + y nearby, keeps the squares small where rounding would otherwise exceed the variance.
-template <typename V>
-struct Moments {
-  V mean_s;
-  V mean_d;
-  V square_s;  // G * s^2 + 2 C2: Eq. 5 adds the constant anyway, and the first term of the sum includes it for free
-  V square_d;  // G * d^2
-};
-
-// Eq. 5 through S = mu_x + mu_y, D = mu_x - mu_y and the variances of s and d:
-//   2 mu_x mu_y = (S^2 - D^2) / 2,  mu_x^2 + mu_y^2 = (S^2 + D^2) / 2, and likewise for the covariance and the
-//   variances. variance_s includes 2 C2. A NaN or Inf in a variance is in its mean as well, so the clamp may drop it.
+// Eq. 5 from the means and variances of s = x + y and d = x - y. These four moments are enough, because it needs only
+// var_x + var_y and cov_xy:
+//   2 mu_x mu_y = (mu_s^2 - mu_d^2) / 2,  mu_x^2 + mu_y^2 = (mu_s^2 + mu_d^2) / 2,
+// and likewise for the covariance and the variances. variance_s includes 2 C2, which Eq. 5 adds anyway. A variance does
+// not change when a constant is subtracted from the values: kernels subtract a pivot that is near the values of the
+// window, or rounding of the squares would exceed the variance. A NaN or Inf in a variance is in its mean as well, so
+// the clamp may drop it.
 template <typename Math, typename V, typename T>
 PSPL_FN V similarity(V mean_s, V mean_d, V variance_s, V variance_d, T twice_c1, T twice_c2) {
   const V luminance = Math::normalized_difference(mean_s * mean_s + twice_c1, mean_d * mean_d);
   const V structure =
       Math::normalized_difference(Math::clamp_variance(variance_s, twice_c2), Math::clamp_variance(variance_d, T(0)));
   return luminance * structure;
-}
-
-template <typename Math, typename V, typename T>
-PSPL_FN V similarity(const Moments<V>& m, T pivot, T twice_c1, T twice_c2) {
-  return similarity<Math>(m.mean_s + pivot, m.mean_d, m.square_s - m.mean_s * m.mean_s,
-                          m.square_d - m.mean_d * m.mean_d, twice_c1, twice_c2);
 }
 
 // ---------------------------------------------------------------- attention map

@@ -35,16 +35,17 @@ FLAGS = (
     "-D__CUDA_NO_HALF2_OPERATORS__"
 )
 
-# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES.
+# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES:
+# 15 % more than with one pivot per strip (docs/dev/performance-log.md).
 LIMITS = {
-    "strip_forward<float, float, 5, kUnit, kL1>": (145, 146, 146, 146, 150, 101, 147),
-    "strip_forward<float, float, 5, kUnit, kL1Stats>": (150, 151, 151, 151, 155, 107, 150),
-    "strip_forward<float, float, 5, kSpaced, kL1>": (155, 156, 156, 156, 164, 110, 155),
-    "strip_forward<float, float, 5, kUnit, kDistance>": (176, 177, 177, 177, 181, 124, 170),
-    "strip_forward<__nv_bfloat16, float, 5, kUnit, kL1>": (162, 148, 148, 148, 152, 103, 150),
-    "strip_forward<__nv_bfloat16, float, 5, kSpaced, kL1>": (174, 160, 160, 160, 167, 113, 157),
-    "strip_forward<__half, float, 5, kUnit, kL1>": (149, 148, 148, 148, 152, 103, 150),
-    "strip_forward<__half, float, 5, kSpaced, kL1>": (159, 160, 160, 160, 167, 113, 157),
+    "strip_forward<float, float, 5, kUnit, kL1>": (166, 167, 167, 167, 172, 116, 169),
+    "strip_forward<float, float, 5, kUnit, kL1Stats>": (172, 173, 173, 173, 178, 123, 172),
+    "strip_forward<float, float, 5, kSpaced, kL1>": (178, 179, 179, 179, 188, 126, 178),
+    "strip_forward<float, float, 5, kUnit, kDistance>": (202, 203, 203, 203, 208, 142, 195),
+    "strip_forward<__nv_bfloat16, float, 5, kUnit, kL1>": (186, 170, 170, 170, 174, 118, 172),
+    "strip_forward<__nv_bfloat16, float, 5, kSpaced, kL1>": (200, 184, 184, 184, 192, 129, 180),
+    "strip_forward<__half, float, 5, kUnit, kL1>": (171, 170, 170, 170, 174, 118, 172),
+    "strip_forward<__half, float, 5, kSpaced, kL1>": (182, 184, 184, 184, 192, 129, 180),
 }
 # The FP32 pipe; the last three have two operations each.
 _FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
@@ -135,8 +136,8 @@ def resources() -> dict[str, dict[int, Resources]]:
 
 
 @functools.cache
-def shared_bytes(architecture: int) -> dict[str, int]:
-    """Shared memory that a block uses on an architecture, by kernel without the arguments that do not change it."""
+def shared_bytes() -> dict[str, int]:
+    """Shared memory that a block uses, by kernel without the arguments that do not change it."""
     sizes = {
         f"strip_forward<{r}>": f"StripShared<StripTraits<float, float, {r}, Access::kGeneral, Work::kAll>>"
         for r in range(1, 6)
@@ -149,7 +150,7 @@ def shared_bytes(architecture: int) -> dict[str, int]:
     command = ["g++", "-std=c++17", "-include", shim, "-isystem", EMULATION / "toolkit", "-I", CSRC / "cuda"]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "shared_bytes")
-        command += [f"-DPSPL_EMULATED_ARCHITECTURE={architecture}", "-x", "c++", "-", "-o", program]
+        command += ["-x", "c++", "-", "-o", program]
         subprocess.run(command, input=source, text=True, check=True)
         output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     return dict(zip(sizes, map(int, output.split()), strict=True))
@@ -167,14 +168,13 @@ def table(costs: dict[str, dict[int, Resources]]) -> str:
     def cell(cost: Resources) -> str:
         return f"{cost.registers}" + (f"+{cost.spills}" if cost.spills else f"*{cost.stack}" if cost.stack else "")
 
-    sizes = {architecture: shared_bytes(architecture) for architecture in (75, 90)}
+    sizes = shared_bytes()
     width = max(map(len, costs))
-    lines = [f"{'':{width}}{'shared bytes':>16}  registers (+spilled bytes, *stack bytes)"]
-    lines.append(f"{'':{width}}{'sm_75':>8}{'sm_90':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
+    lines = [f"{'':{width}}{'shared':>8}  registers (+spilled bytes, *stack bytes)"]
+    lines.append(f"{'':{width}}{'bytes':>8}" + "".join(f"{f'sm_{a}':>9}" for a in ARCHITECTURES))
     for kernel, by_architecture in costs.items():
         cells = "".join(f"{cell(by_architecture[a]):>9}" for a in ARCHITECTURES)
-        shared = "".join(f"{_shared_by(kernel, by_kernel):>8}" for by_kernel in sizes.values())
-        lines.append(f"{kernel:{width}}{shared}{cells}")
+        lines.append(f"{kernel:{width}}{_shared_by(kernel, sizes):>8}{cells}")
     return "\n".join(lines)
 
 
@@ -315,7 +315,7 @@ def time_table(kernel: str = "strip_forward<float, float, 5, kUnit, kL1>", bytes
     costs = resources()[kernel]
     for gpu in GPUS:
         times = time_model(gpu, steady_state(kernel, gpu.architecture), bytes_per_pixel)
-        warps = resident_warps(gpu, costs[gpu.architecture], _shared_by(kernel, shared_bytes(gpu.architecture)))
+        warps = resident_warps(gpu, costs[gpu.architecture], _shared_by(kernel, shared_bytes()))
         cells = " | ".join(f"{time:.2f}" for time in times.values())
         lines.append(f"| {gpu.name} (sm_{gpu.architecture}) | {warps} | {cells} | {max(times, key=times.get)} |")
     return "\n".join(lines)

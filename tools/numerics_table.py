@@ -1,17 +1,18 @@
-"""The error of every backend against float64 on the images of helpers/adversarial_images.py: the tables of docs/numerics.md.
+"""The errors of every backend against float64 on the images of helpers/adversarial_images.py: docs/numerics.csv, and the table of
+docs/numerics.md, which has the worst of them.
 
-    python -m tools.numerics_table                          print the tables
-    python -m tools.numerics_table --out docs/numerics.md   replace the tables below that file's heading "Tables"
+    python -m tools.numerics_table              print the table
+    python -m tools.numerics_table --out docs   write both
 
-It takes some minutes. tests/kernels/test_numerics.py checks the committed tables against the budget of helpers/tolerances.py.
+It takes some minutes. tests/kernels/test_numerics.py checks what is committed against the budget of helpers/tolerances.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,11 @@ from helpers import adversarial_images, backends, oracle, tolerances
 from helpers.cases import numpy64
 from pspl_cuda.config import PADDINGS
 
-HEADING = "## Tables"
+HEADING = "## Worst errors"
 QUANTITIES = ("similarity", "loss", "gradient")
 # All with a specialised kernel, the smallest and a large one without.
 WINDOW_SIZES = (1, 3, 5, 7, 9, 11, 13, 31)
 WINDOW_IMAGES = ("smooth, error 1e-3", "bright", "black beside white, error 1e-3", "bright border", "2x300")
-NEAR = tuple(name for name in adversarial_images.IMAGES if name not in adversarial_images.FAR)
-FAR_MARK, NOTHING = " †", "-"
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,6 @@ class Column:
     name: str
     backend: str | None
     dtype: torch.dtype = torch.float32
-
-    @property
-    def one_pivot(self) -> bool:
-        return self.backend is not None and backends.Backend(self.backend).one_pivot
 
 
 COLUMNS = (
@@ -94,8 +89,7 @@ TABLES = (
         QUANTITIES,
         (
             *(Row(name, (name,)) for name in adversarial_images.IMAGES),
-            Row("worst of those without †, as 0..255", NEAR, 255.0, (("data_range", 255.0),)),
-            Row("worst of those with †, as 0..255", adversarial_images.FAR, 255.0, (("data_range", 255.0),)),
+            Row("the worst, as 0..255", tuple(adversarial_images.IMAGES), 255.0, (("data_range", 255.0),)),
         ),
     ),
     Table(
@@ -120,22 +114,15 @@ TABLES = (
 )
 
 
-def is_far(row: Row, column: Column) -> bool:
-    """Whether something in the row's windows is far from the one pivot that the CUDA kernel has for a strip."""
-    far = adversarial_images.FAR_OFFICIAL if row.official else adversarial_images.FAR
-    return column.one_pivot and any(name in far for name in row.image_names)
-
-
 def budget(quantity: str, row: Row, column: Column) -> float:
     """What tolerances.py allows; for the official constants as a share of the formula's error."""
-    far = is_far(row, column)
     if row.official:
-        return tolerances.OFFICIAL_SHARE_FAR if far else tolerances.OFFICIAL_SHARE
+        return tolerances.OFFICIAL_SHARE
     if quantity == "similarity":
-        return tolerances.similarity_budget(torch.float32, far)
+        return tolerances.SIMILARITY[torch.float32]
     if quantity == "loss":
-        return tolerances.LOSS[torch.float32] * (tolerances.FAR_LOSS_FACTOR if far else 1)
-    exact = tolerances.GRADIENT[torch.float32] * (tolerances.FAR_GRADIENT_FACTOR if far else 1)
+        return tolerances.LOSS[torch.float32]
+    exact = tolerances.GRADIENT[torch.float32]
     return exact + (0 if column.dtype == torch.float32 else tolerances.ROUNDING[column.dtype])
 
 
@@ -187,81 +174,99 @@ def measure(row: Row, column: Column) -> dict[str, float] | None:
     return worst
 
 
+Measured = dict[
+    tuple[str, str, str, str], float | None
+]  # (table, row, column, quantity): error, None where there is none
+
+
+def write_csv(measured: Measured, path: Path) -> None:
+    """A line per row and quantity."""
+    lines = [["table", "images", "quantity", *(column.name for column in COLUMNS)]]
+    for table in TABLES:
+        for row in table.rows:
+            for quantity in table.quantities:
+                cells = (measured[table.title, row.name, column.name, quantity] for column in COLUMNS)
+                lines.append([table.title, row.name, quantity, *("" if e is None else f"{e:.1e}" for e in cells)])
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+
+
+def read_csv(path: Path) -> Measured:
+    """What write_csv() wrote. Raises ValueError where the file has other tables, rows or columns than this one."""
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    measured = {
+        (line["table"], line["images"], column.name, line["quantity"]): float(line[column.name])
+        if line[column.name]
+        else None
+        for line in lines
+        for column in COLUMNS
+    }
+    expected = {
+        (table.title, row.name, column.name, quantity)
+        for table in TABLES
+        for row in table.rows
+        for column in COLUMNS
+        for quantity in table.quantities
+    }
+    if measured.keys() != expected:
+        raise ValueError(f"{path} has other rows than numerics_table.py: {sorted(measured.keys() ^ expected)[:3]}.")
+    return measured
+
+
 HOW = {
-    "similarity": "Similarity map, largest error of a pixel",
-    "loss": "Loss, relative error",
-    "gradient": "Gradient, relative error in the L2 norm",
+    "similarity": "similarity map, largest error of a pixel",
+    "loss": "loss, relative error",
+    "gradient": "gradient, relative error in the L2 norm",
 }
 
 
-def render(measured: dict[tuple[str, str], dict[str, float] | None]) -> str:
-    """All tables in Markdown; ``measured`` maps (row, column) names of each table's title to what measure() gave."""
-    lines = []
+def render(measured: Measured) -> str:
+    """The worst of each table and quantity, in Markdown."""
+    lines = [f"| | {' | '.join(column.name for column in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for table in TABLES:
         for quantity in table.quantities:
-            lines += [f"### {table.title}. {HOW[quantity]}", ""]
-            lines += [f"| | {' | '.join(column.name for column in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-            for row in table.rows:
-                cells = []
-                for column in COLUMNS:
-                    errors = measured[table.title, row.name, column.name]
-                    mark = FAR_MARK if is_far(row, column) else ""
-                    cells.append(NOTHING if errors is None else f"{errors[quantity]:.1e}{mark}")
-                lines.append(f"| {row.name} | {' | '.join(cells)} |")
-            lines.append("")
-    return "\n".join(lines)
+            cells = []
+            for column in COLUMNS:
+                errors = [measured[table.title, row.name, column.name, quantity] for row in table.rows]
+                errors = [error for error in errors if error is not None]
+                cells.append(f"{max(errors):.1e}" if errors else "-")
+            lines.append(f"| {table.title}: {HOW[quantity]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def parse(text: str) -> Iterator[tuple[str, Table, Row, Column, float | None]]:
-    """What render() wrote: (quantity, table, row, column, number or None). Raises ValueError where the document has other
-    tables, rows or columns than this file."""
-    lines = iter(line for line in text.split(HEADING + "\n")[1].splitlines() if line)
-    for table in TABLES:
-        for quantity in table.quantities:
-            expected = [f"### {table.title}. {HOW[quantity]}", f"| | {' | '.join(column.name for column in COLUMNS)} |"]
-            found = [next(lines, ""), next(lines, "")]
-            next(lines, "")
-            if found != expected:
-                raise ValueError(f"the document has {found}; expected {expected}.")
-            for row in table.rows:
-                name, *cells = [cell.strip() for cell in next(lines, "").strip("|").split("|")]
-                if name != row.name or len(cells) != len(COLUMNS):
-                    raise ValueError(f"the document has the row {name!r}; expected {row.name!r}.")
-                for column, cell in zip(COLUMNS, cells, strict=True):
-                    yield quantity, table, row, column, None if cell == NOTHING else float(cell.split()[0])
-    rest = list(lines)
-    if rest:
-        raise ValueError(f"the document goes on with {rest[0]!r}.")
-
-
-def measure_all() -> dict:
+def measure_all() -> Measured:
     work = [(table, row, column) for table in TABLES for row in table.rows for column in COLUMNS]
-    return {
-        (table.title, row.name, column.name): measure(row, column)
-        for table, row, column in tqdm(work, desc="measuring", unit="cell")
-    }
+    measured: Measured = {}
+    for table, row, column in tqdm(work, desc="measuring", unit="cell"):
+        errors = measure(row, column)
+        for quantity in table.quantities:
+            measured[table.title, row.name, column.name, quantity] = errors and errors[quantity]
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, help='file whose part behind the heading "Tables" is replaced; default: print'
+        "--out", type=Path, help="folder of numerics.md and numerics.csv, which are updated; default: print the summary"
     )
     out = parser.parse_args().out
-    if out is not None and not (out.is_file() and HEADING in out.read_text()):
-        parser.error(f'{out} is no file with a heading "{HEADING}" to put the tables behind.')
+    if out is not None and HEADING not in (out / "numerics.md").read_text():
+        parser.error(f'{out / "numerics.md"} has no heading "{HEADING}" to put the table behind.')
     for column in COLUMNS:
         reason = column.backend and backends.why_not(column.backend)
         if reason:
             parser.error(f"the column {column.name} can't be measured: {reason}.")
-    tables = render(measure_all())
+    measured = measure_all()
     if out is None:
-        print(tables)
+        print(render(measured))
         return
+    write_csv(measured, out / "numerics.csv")
     # In one step: an interrupt leaves the old file or the new one.
-    new = out.with_suffix(".new")
-    new.write_text(out.read_text().split(HEADING)[0] + HEADING + "\n\n" + tables)
-    os.replace(new, out)
+    page = out / "numerics.md"
+    new = page.with_suffix(".new")
+    new.write_text(page.read_text().split(HEADING)[0] + HEADING + "\n\n" + render(measured))
+    os.replace(new, page)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ cuda::Device gpu_of(const Tensor& on_device) {
     check(cudaDeviceGetAttribute(&value, attribute, on_device.get_device()));
     return value;
   };
-  return {10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
-          get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  return {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
 // Identifies the last block of a launch. A launch leaves the counter at 0, so the launches of one stream share one. A

@@ -50,22 +50,34 @@ __global__ void __launch_bounds__(kThreads, 1)
     return read<T, Hr>(p.hr.data, hr_plane + r * p.hr.strides.row + c * p.hr.strides.column);
   };
 
+  const auto weight_inside = [&](int centre, int size) {
+    T weight = 0;
+    for (int i = -p.radius; i <= p.radius; ++i) {
+      if (padded_index(centre + i, size, p.padding) >= 0) weight += p.taps[i < 0 ? -i : i];
+    }
+    return weight;
+  };
+  struct Sums {
+    T mean_s, mean_d, square_s, square_d;
+  };
   for (int row = first_row; row < end_row; ++row) {
-    // The pivot of a window is its centre. If that is NaN or Inf, so is the window.
+    // The pivots of a window are s and d at its centre, times the weight of its part inside the image: the means of a
+    // flat image. If one is NaN or Inf, so is the window.
+    const T inside_window = weight_inside(row, height) * weight_inside(column, width);
     const T difference = sr_at(row, column) - hr_at(row, column);
-    const T pivot = sr_at(row, column) + hr_at(row, column);
-    Moments<T> moments{};
-    moments.square_s = p.twice_c2;
+    const T pivot_s = (sr_at(row, column) + hr_at(row, column)) * inside_window;
+    const T pivot_d = difference * inside_window;
+    Sums window{T(0), T(0), p.twice_c2, T(0)};
     for (int i = -p.radius; i <= p.radius; ++i) {
       const int r = padded_index(row + i, height, p.padding);
-      Moments<T> line{};
+      Sums line{};
       for (int j = -p.radius; j <= p.radius; ++j) {
         const int c = padded_index(column + j, width, p.padding);
         const bool inside = r >= 0 && c >= 0;
         const T x = inside ? sr_at(r, c) : T(0);
         const T y = inside ? hr_at(r, c) : T(0);
-        const T s = (x + y) - pivot;
-        const T d = x - y;
+        const T s = (x + y) - pivot_s;
+        const T d = (x - y) - pivot_d;
         const T tap = p.taps[j < 0 ? -j : j];
         line.mean_s += tap * s;
         line.mean_d += tap * d;
@@ -73,16 +85,18 @@ __global__ void __launch_bounds__(kThreads, 1)
         line.square_d += tap * (d * d);
       }
       const T tap = p.taps[i < 0 ? -i : i];
-      moments.mean_s += tap * line.mean_s;
-      moments.mean_d += tap * line.mean_d;
-      moments.square_s += tap * line.square_s;
-      moments.square_d += tap * line.square_d;
+      window.mean_s += tap * line.mean_s;
+      window.mean_d += tap * line.mean_d;
+      window.square_s += tap * line.square_s;
+      window.square_d += tap * line.square_d;
     }
+    const Moments<T> moments{window.mean_s + pivot_s, window.mean_d + pivot_d,
+                             window.square_s - window.mean_s * window.mean_s,
+                             window.square_d - window.mean_d * window.mean_d};
 
     const Strides& map = p.map.strides;
     const int64_t map_offset = map.plane_offset(i0, i1, i2) + row * map.row + column * map.column;
-    const T gradient =
-        emit_pixel<Work::kAll>(p, moments, pivot, inverse_delta, difference, true, T(1), map_offset, sums);
+    const T gradient = emit_pixel<Work::kAll>(p, moments, inverse_delta, difference, true, T(1), map_offset, sums);
     if (p.gradient.data == nullptr) continue;
     const Strides& out = p.gradient.strides;
     const int64_t offset = out.plane_offset(i0, i1, i2) + row * out.row + column * out.column;

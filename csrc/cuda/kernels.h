@@ -11,7 +11,6 @@
 namespace pspl::cuda {
 
 struct Device {
-  int architecture;  // 10 * major + minor, as in sm_90
   int multiprocessors;
   int64_t shared_bytes;  // of one multiprocessor
 };

@@ -6,6 +6,15 @@
 
 namespace pspl::cuda {
 
+// The arguments of similarity(): s = x + y and d = x - y in the window of one pixel.
+template <typename T>
+struct Moments {
+  T mean_s;
+  T mean_d;
+  T variance_s;  // + 2 C2
+  T variance_d;
+};
+
 // What a kernel computes per pixel. Training with l1 has a kernel that computes nothing else.
 enum class Work {
   kL1,        // loss and gradient of distance l1
@@ -27,10 +36,11 @@ constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 // selects whether its loss and error are added; it may be true where they are known to be 0. A factor costs no
 // predicate, and NaN times 0 is harmless: a NaN outside the image comes from a pixel in it, whose own terms are NaN.
 template <Work kWork, typename T>
-__device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T pivot, T inverse_delta,
+__device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T inverse_delta,
                                         T difference, bool counts, T inside, int64_t map_offset,
                                         ThreadSums<T, kSumCount<kWork>>& sums) {
-  const T m_s = similarity<DeviceMath>(moments, pivot, p.twice_c1, p.twice_c2);
+  const T m_s = similarity<DeviceMath>(moments.mean_s, moments.mean_d, moments.variance_s, moments.variance_d,
+                                       p.twice_c1, p.twice_c2);
   const T m_a = attention<DeviceMath>(m_s, inverse_delta, p.gamma, p.mu);
   const Distance distance = kHasAnyDistance<kWork> ? p.distance : Distance::kL1;
   const PixelLoss<T> pixel = pixel_loss<DeviceMath>(distance, m_a, difference, p.eps_squared);

@@ -23,14 +23,6 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 
 // ---------------------------------------------------------------- architectures
 
-#if defined(__CUDA_ARCH__)
-constexpr int kArchitecture = __CUDA_ARCH__ / 10;
-#elif defined(__CUDACC__)
-constexpr int kArchitecture = 0;  // host code: shared memory has the largest size that an architecture needs
-#else
-constexpr int kArchitecture = emulation::kArchitecture;
-#endif
-
 // Instructions on two float32 numbers in adjacent registers. ptxas splits them on other architectures.
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
 #define PSPL_PACKED_FLOAT32
@@ -135,6 +127,16 @@ __device__ __forceinline__ Pair multiply_add(float tap, Pair value, Pair sum) {
   return unpack(result);
 #else
   return {fmaf(tap, value.s, sum.s), fmaf(tap, value.d, sum.d)};
+#endif
+}
+
+__device__ __forceinline__ Pair subtract(Pair a, Pair b) {
+#if defined(PSPL_PACKED_FLOAT32)
+  uint64_t result;
+  asm("add.rn.f32x2 %0, %1, %2;" : "=l"(result) : "l"(pack(a)), "l"(pack({-b.s, -b.d})));
+  return unpack(result);
+#else
+  return {a.s - b.s, a.d - b.d};
 #endif
 }
 

@@ -1,6 +1,7 @@
 // The fused forward kernel for windows of 3 to 11: each warp walks one strip of columns down the rows.
 //
-//   global memory --(s, d) of row r and their squares--> shared memory --horizontal taps--> 4 moments of row r
+//   global memory --s = x + y and d = x - y of row r--> shared memory
+//                 --less the lane's pivots, squared, horizontal taps--> 4 moments of row r
 //                 --vertical taps--> 2 R partial sums per moment and column, in registers
 //                 --row r - R is complete--> M_s, M_a, gradient, sums
 //
@@ -56,8 +57,6 @@ struct StripTraits {
 
 // ---------------------------------------------------------------- shared memory
 
-constexpr bool kSquareAfterLoad = squares_after_load(kArchitecture);
-
 struct alignas(16) TwoPairs {
   Pair pair[2];
 };
@@ -67,10 +66,10 @@ struct alignas(8) CentreDifference {
   float value[kColumns];
 };
 
-// One row of a strip with its halo: [0] holds s = x + y - pivot and d = x - y, [1] their squares.
+// One row of a strip with its halo.
 template <typename Traits>
 struct alignas(16) StripRow {
-  Pair pairs[kSquareAfterLoad ? 1 : 2][Traits::kLoaded];
+  Pair pairs[Traits::kLoaded];
 };
 
 // Two rows per warp, because a lane that is ahead writes the next row while another still reads this one.
@@ -94,6 +93,10 @@ struct StripShared {
 
 // ---------------------------------------------------------------- one warp, one strip
 
+// A lane is far from its pivots if the square of the distance is above this many times the variance along the row and
+// 2 C2. Below it, rounding is a few times 2^-24 of that square, and Eq. 5 divides it by such a variance: at most 1e-5.
+constexpr float kFar = 32.0f;
+
 // Whether the row below the one that is blurred has to be loaded.
 enum class NextRow {
   kInside,   // it is in the image
@@ -112,11 +115,11 @@ class StripWalker {
  public:
   using StripSums = ThreadSums<float, kSumCount<Traits::kWork>>;
 
-  __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& plan, uint32_t strip,
-                                         int lane_index, StripRows<Traits>& rows, CentreRing<Traits>& centres,
-                                         unsigned char* shared, StripSums& strip_sums)
-      : p(params), shared_memory(shared), sums(strip_sums), lane(lane_index) {
-    locate_strip(plan, strip);
+  __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& strip_plan,
+                                         uint32_t strip, int lane_index, StripRows<Traits>& rows,
+                                         CentreRing<Traits>& centres, unsigned char* shared, StripSums& strip_sums)
+      : p(params), plan(strip_plan), shared_memory(shared), sums(strip_sums), lane(lane_index) {
+    locate_strip(strip);
     locate_lane(rows, centres);
   }
 
@@ -126,14 +129,30 @@ class StripWalker {
     Moments<float> complete[kColumns];
     int row = first_row - R;
     load_or_clear(row, NextRow::kUnknown);
-    for (; row < first_row + R; ++row) blur_row(row, NextRow::kUnknown, complete);
-    const int last = max((Traits::kZeros ? min(end_row + R, height) : end_row + R) - 1, first_row + R);
-    for (int left = last - (first_row + R); left > 0; --left, ++row) {
-      blur_row(row, Traits::kZeros ? NextRow::kInside : NextRow::kUnknown, complete);
-      emit_row(complete);
+    for (int left = 2 * R; left > 0;) {
+      bool far;
+      do {
+        blur_row(row, NextRow::kUnknown, complete);
+        far = row++ >= 0 && is_far();
+      } while (--left > 0 && !far);
+      if (far) move_pivots();
+    }
+    // The output rows whose windows have no further row below. With zero padding they include those that end in it.
+    // Computed here, again, because no register can hold it while the loop above runs.
+    const int rows = min(plan.rows, height - (row - R));
+    const int outside = Traits::kZeros ? max(row + rows - height, 0) : 0;
+    const int last_rows = __shfl_sync(kFullWarp, min(outside + 1, rows), 0);
+    for (int left = rows - last_rows; left > 0;) {
+      bool far;
+      do {
+        blur_row(row++, Traits::kZeros ? NextRow::kInside : NextRow::kUnknown, complete);
+        emit_row(complete);
+        far = is_far();
+      } while (--left > 0 && !far);
+      if (far) move_pivots();
     }
 #pragma unroll 1
-    for (int left = end_row + R - last; left > 0; --left) {
+    for (int left = last_rows; left > 0; --left) {
       blur_row(row, NextRow::kUnused, complete);
       emit_row(complete);
     }
@@ -142,7 +161,7 @@ class StripWalker {
  private:
   // -------- setup: the strip's place in the images
 
-  __device__ __forceinline__ void locate_strip(const StripPlan& plan, uint32_t strip) {
+  __device__ __forceinline__ void locate_strip(uint32_t strip) {
     height = static_cast<int>(p.height);
     const int width = static_cast<int>(p.width);
     const uint32_t channels = static_cast<uint32_t>(p.leading[2]);
@@ -154,33 +173,22 @@ class StripWalker {
     strip /= plan.down;
     const uint32_t i1 = strip % static_cast<uint32_t>(p.leading[1]);
     const uint32_t i0 = strip / static_cast<uint32_t>(p.leading[1]);
-    end_row = min(first_row + plan.rows, height);
 
     sr_plane = p.sr.strides.plane_offset(i0, i1, channel);
     hr_plane = p.hr.strides.plane_offset(i0, i1, channel);
     gradient_plane = p.gradient.strides.plane_offset(i0, i1, channel);
     map_plane = p.map.strides.plane_offset(i0, i1, channel);
     inverse_delta = inverse_delta_of<DeviceMath>(p);
-    pivot = find_pivot(min(first_column + lane * kColumns, width - 1));
+    pivot = first_pivot(min(first_column + lane * kColumns, width - 1));
   }
 
-  // Mean of x + y at a few pixels of the strip. NaN and Inf are excluded, so that they affect only their own windows.
-  __device__ __forceinline__ float find_pivot(int column) const {
-    constexpr int kSampledRows = 4;
-    float sum = 0;
-    float count = 0;
-#pragma unroll
-    for (int i = 0; i < kSampledRows; ++i) {
-      const int row = first_row + (2 * i + 1) * (end_row - first_row) / (2 * kSampledRows);
-      const float value = read<float, Sr>(p.sr.data, sr_plane + row * p.sr.strides.row + column * p.sr.strides.column) +
-                          read<float, Hr>(p.hr.data, hr_plane + row * p.hr.strides.row + column * p.hr.strides.column);
-      const bool finite = DeviceMath::absolute(value) <= kLargest<float> / (kSampledRows * kLanes);
-      sum += finite ? value : 0.0f;
-      count += finite ? 1.0f : 0.0f;
-    }
-    sum = warp_sum(sum);
-    count = warp_sum(count);
-    return count > 0.0f ? sum * DeviceMath::reciprocal(count) : 0.0f;
+  // s and d in the first row that is blurred. NaN and Inf would reach windows that do not contain them.
+  __device__ __forceinline__ Pair first_pivot(int column) const {
+    const int row = max(first_row - R, 0);
+    const float x = read<float, Sr>(p.sr.data, sr_plane + row * p.sr.strides.row + column * p.sr.strides.column);
+    const float y = read<float, Hr>(p.hr.data, hr_plane + row * p.hr.strides.row + column * p.hr.strides.column);
+    const auto finite_or_0 = [](float value) { return DeviceMath::absolute(value) <= kLargest<float> ? value : 0.0f; };
+    return {finite_or_0(x + y), finite_or_0(x - y)};
   }
 
   // -------- setup: this lane's part in it
@@ -215,8 +223,8 @@ class StripWalker {
                                         (Traits::kUnit ? column : column * p.gradient.strides.column));
     map_next = map_plane + first_row * p.map.strides.row + column * p.map.strides.column;
 
-    write_offset = offset_of(rows.row[0].pairs[0] + lane);
-    read_offset = offset_of(rows.row[0].pairs[0] + lane * kColumns);
+    write_offset = offset_of(rows.row[0].pairs + lane);
+    read_offset = offset_of(rows.row[0].pairs + lane * kColumns);
     to_other_row = sizeof(StripRow<Traits>);
     centre_offset = offset_of(&centres[0][lane]);
   }
@@ -257,70 +265,105 @@ class StripWalker {
   __device__ __forceinline__ void blur_row(int row, NextRow next, Moments<float> (&complete)[kColumns]) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const Pair pair{(x[k] + y[k]) - pivot, x[k] - y[k]};
       if (lane + kLanes * k < Traits::kLoaded) {
-        auto* const to = reinterpret_cast<Pair*>(shared_memory + write_offset) + kLanes * k;
-        to[0] = pair;
-        if constexpr (!kSquareAfterLoad) to[Traits::kLoaded] = square(pair);
+        reinterpret_cast<Pair*>(shared_memory + write_offset)[kLanes * k] = {x[k] + y[k], x[k] - y[k]};
       }
     }
     load_or_clear(row + 1, next);
     __syncwarp();
 
-    // Element 0 of the first dimension are the means, element 1 the squares.
-    Pair blurred[2][kColumns] = {};
-    Pair moment[2][kColumns];
+    Pair mean[kColumns] = {}, square[kColumns] = {};
+    blur_along_row(mean, square);
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      if (m == 0 || !kSquareAfterLoad) blur_along_row(m, blurred);
+    for (int c = 0; c < kColumns; ++c) {
+      const Pair m = multiply_add(p.taps[R], mean[c], partial_mean[c][0]);
+      const Pair q = multiply_add(p.taps[R], square[c], partial_square[c][0]);
+      complete[c] = {m.s + pivot.s, m.d + pivot.d, q.s - m.s * m.s, q.d - m.d * m.d};
+    }
+    row_mean = mean[0];
+    row_square = square[0].s + square[0].d;
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        moment[m][c] = add_to_column(partial[m][c], blurred[m][c], {m == 1 ? p.twice_c2 : 0.0f, 0.0f});
-      }
+    for (int c = 0; c < kColumns; ++c) {
+      add_to_column(partial_mean[c], mean[c], {0.0f, 0.0f});
+      add_to_column(partial_square[c], square[c], {p.twice_c2, 0.0f});
     }
     write_offset += to_other_row;
     read_offset += to_other_row;
     to_other_row = -to_other_row;
     centre_offset = rows_later(1);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) complete[c] = {moment[0][c].s, moment[0][c].d, moment[1][c].s, moment[1][c].d};
   }
 
-  // Applies the taps along the row to the pairs (m = 0) or to their squares (m = 1), each as soon as it is loaded. If
-  // the squares are formed here, both at once.
-  __device__ __forceinline__ void blur_along_row(int m, Pair (&blurred)[2][kColumns]) {
-    constexpr uint32_t kSquares = sizeof(StripRow<Traits>::pairs[0]);
-    const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + read_offset + m * kSquares);
+  // Applies the taps along the row to (s, d), less the pivots, and to their squares.
+  __device__ __forceinline__ void blur_along_row(Pair (&mean)[kColumns], Pair (&square)[kColumns]) {
+    const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + read_offset);
     TwoPairs chunk;
     CentreDifference centre;
 #pragma unroll
     for (int j = 0; j < Traits::kReach; ++j) {
       if (j % 2 == 0) chunk = chunks[j / 2];
-      const Pair pair = chunk.pair[j % 2];
-      const Pair squared = square(pair);
+      const Pair pair = subtract(chunk.pair[j % 2], pivot);
+      const Pair squared = ::pspl::cuda::square(pair);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int distance = j - c - R;  // from the centre of column c's window
         if (distance < -R || distance > R) continue;
-        if (distance == 0) centre.value[c] = pair.d;
+        if (distance == 0) centre.value[c] = chunk.pair[j % 2].d;
         const float tap = p.taps[distance < 0 ? -distance : distance];
-        blurred[m][c] = multiply_add(tap, pair, blurred[m][c]);
-        if constexpr (kSquareAfterLoad) blurred[1][c] = multiply_add(tap, squared, blurred[1][c]);
+        mean[c] = multiply_add(tap, pair, mean[c]);
+        square[c] = multiply_add(tap, squared, square[c]);
       }
     }
-    if (m == 0) *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) = centre;
+    *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) = centre;
   }
 
-  // Adds a row's value to the 2 R output rows it reaches and returns the one that is now complete. Every sum is written
-  // one slot below the one it was read from, so the shift needs no instruction. A new sum starts at `start`.
-  __device__ __forceinline__ Pair add_to_column(Pair (&sum)[2 * R], Pair value, Pair start) {
-    const Pair complete = multiply_add(p.taps[R], value, sum[0]);
+  // -------- the pivots
+  //
+  // A variance is a small difference of large numbers where the pivot is far from the window's values. So each lane has
+  // pivots of s and d of its own, which follow the image. To move them moves the partial sums, which each get an error
+  // of 2^-24 of the square of the move, times the weight of their rows so far. That is harmless at the first row beyond
+  // an edge: the windows that end above it are complete, those that end below it have the edge in their variance, and
+  // those that begin below it have no weight yet.
+
+  // Whether a lane of the warp is far from its pivots in the row that was just added.
+  __device__ __forceinline__ bool is_far() const {
+    return __any_sync(kFullWarp, row_distance() * (1.0f + 1.0f / kFar) - row_square > p.twice_c2);
+  }
+
+  __device__ __forceinline__ float row_distance() const { return row_mean.s * row_mean.s + row_mean.d * row_mean.d; }
+
+  // Moves the pivots of the warp to the means along the row.
+  __device__ __forceinline__ void move_pivots() {
+    // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: of a
+    // single large value, or NaN.
+    const bool typical = 2.0f * row_distance() > row_square;
+    const Pair move{typical ? row_mean.s : 0.0f, typical ? row_mean.d : 0.0f};
+    pivot = {pivot.s + move.s, pivot.d + move.d};
+    Pair shift{0.0f, 0.0f};  // of the means: the move times the taps that are in partial sum k
 #pragma unroll
-    for (int k = 0; k + 1 < 2 * R; ++k) {
-      sum[k] = multiply_add(p.taps[R - 1 - k < 0 ? k + 1 - R : R - 1 - k], value, sum[k + 1]);
+    for (int k = 2 * R - 1; k >= 0; --k) {
+      shift = multiply_add(p.taps[tap_of(k)], move, shift);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const Pair before = partial_mean[c][k];
+        const Pair after = subtract(before, shift);
+        partial_mean[c][k] = after;
+        partial_square[c][k].s -= move.s * (before.s + after.s);
+        partial_square[c][k].d -= move.d * (before.d + after.d);
+      }
     }
+  }
+
+  // -------- down the rows
+
+  // The tap of the row that is added to partial sum k: the sum is the window of row r - R + 1 + k.
+  static __device__ __forceinline__ int tap_of(int k) { return k < R ? R - 1 - k : k + 1 - R; }
+
+  // Adds a row's value to the output rows that it reaches below the complete one. Every sum is written one slot below
+  // the one it was read from, so the shift needs no instruction. A new sum starts at `start`.
+  __device__ __forceinline__ void add_to_column(Pair (&sum)[2 * R], Pair value, Pair start) {
+#pragma unroll
+    for (int k = 0; k + 1 < 2 * R; ++k) sum[k] = multiply_add(p.taps[tap_of(k)], value, sum[k + 1]);
     sum[2 * R - 1] = multiply_add(p.taps[R], value, start);
-    return complete;
   }
 
   // -------- emit_row: moments to outputs
@@ -334,7 +377,7 @@ class StripWalker {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const bool counts = kZeroBeside || valid[c];
-      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], pivot, inverse_delta, centre.value[c], counts, inside[c],
+      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], inverse_delta, centre.value[c], counts, inside[c],
                                               map_next + c * p.map.strides.column, sums);
     }
     store_gradients(gradient);
@@ -377,16 +420,19 @@ class StripWalker {
   }
 
   const ForwardParams<float>& p;
+  const StripPlan& plan;
   unsigned char* const shared_memory;
   StripSums& sums;
   const int lane;
 
   int height;
-  int first_row, end_row;  // output rows [first_row, end_row)
+  int first_row;  // of the output
   int first_column;
   int64_t sr_plane, hr_plane, gradient_plane, map_plane;
   float inverse_delta;
-  float pivot;
+  Pair pivot;        // of s and d
+  Pair row_mean;     // of the row that was blurred last, at the lane's first column
+  float row_square;  // s^2 + d^2 likewise
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
@@ -396,8 +442,9 @@ class StripWalker {
   int64_t map_next;
   uint32_t write_offset, read_offset, to_other_row, centre_offset;
 
-  float x[kLoads] = {}, y[kLoads] = {};   // the row loaded last; zeros where the image has no row or no column
-  Pair partial[2][kColumns][2 * R] = {};  // [m][c][k]: sum so far of output row r - R + 1 + k
+  float x[kLoads] = {}, y[kLoads] = {};  // the row loaded last; zeros where the image has no row or no column
+  // [c][k]: sums so far of output row r - R + 1 + k, about the pivots.
+  Pair partial_mean[kColumns][2 * R] = {}, partial_square[kColumns][2 * R] = {};
 };
 
 // ---------------------------------------------------------------- kernel

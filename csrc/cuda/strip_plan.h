@@ -17,13 +17,8 @@ constexpr int kStripColumns = kLanes * kColumns;
 constexpr int kMinStripRows = 8;
 constexpr int kMaxCuts = 512;  // strip heights that are tried
 
-// Whether the strip kernel keeps only s and d in shared memory, and squares them each time it loads them. In
-// simulations this takes 5 to 14 % less time where shared memory and issue slots are the limit, and up to 6 % more
-// where the FP32 pipe is.
-constexpr bool squares_after_load(int architecture) { return architecture >= 90 && architecture < 120; }
-
 // Fewer warps than this take as long per row: they do not fill the pipelines of a multiprocessor (simulated).
-constexpr int busy_warps(int architecture) { return squares_after_load(architecture) ? 9 : 8; }
+constexpr int kBusyWarps = 9;
 
 // Blocks of a kernel that a multiprocessor holds. Its registers suffice for `by_registers` blocks, the second argument
 // of __launch_bounds__. The driver reserves up to 1 KiB of shared memory per block.
@@ -57,8 +52,7 @@ inline StripPlan plan_strips(int64_t planes, int height, int width, int radius, 
     const int64_t blocks = ceil_div(strips, kWarps);
     const int64_t waves = ceil_div(blocks, static_cast<int64_t>(resident) * device.multiprocessors);
     const int64_t resident_now = waves > 1 ? resident : ceil_div(blocks, device.multiprocessors);
-    const int64_t time =
-        waves * std::max<int64_t>(resident_now * kWarps, busy_warps(device.architecture)) * (rows + 2 * radius);
+    const int64_t time = waves * std::max<int64_t>(resident_now * kWarps, kBusyWarps) * (rows + 2 * radius);
     if (time < best_time) {
       best_time = time;
       best = {static_cast<uint32_t>(strips), static_cast<uint32_t>(across),

@@ -51,17 +51,33 @@ def test_every_kernel_compiles_for_every_architecture(costs):
                 assert f"strip_forward<{sr}, {hr}, 5, kUnit, {work}>" in costs
 
 
+# Bytes that the training kernels, of which four blocks share the registers of a multiprocessor, may keep in memory while a loop
+# runs: a few numbers that only the code between the loops needs.
+MAX_SPILLS = 32
+
+
 @pytest.mark.deep
 @needs_nvcc
 def test_nothing_spills(costs):
-    """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
+    """But for a few numbers between the loops of the training kernels; test_inner_loops_do_not_spill() has the loops."""
     spilling = {
-        f"{kernel} for sm_{architecture}": cost.spills or cost.stack
+        f"{kernel} for sm_{architecture}": cost
         for kernel, by_architecture in costs.items()
         for architecture, cost in by_architecture.items()
-        if cost.spills or cost.stack
+        if cost.spills > (MAX_SPILLS if re.search(r" kUnit, (kL1|kDistance)>", kernel) else 0)
     }
     assert not spilling
+
+
+@pytest.mark.deep
+@needs_nvcc
+@needs_cuobjdump
+@pytest.mark.parametrize("kernel", cuda_resources.LIMITS)
+def test_inner_loops_do_not_spill(kernel):
+    """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
+    for architecture in ARCHITECTURES:
+        kinds = cuda_resources.steady_state(kernel, architecture).kinds
+        assert kinds["LDL"] == kinds["STL"] == 0, f"sm_{architecture}"
 
 
 @pytest.mark.deep
@@ -119,9 +135,9 @@ def test_sm_100_has_packed_multiply_adds():
 def test_plan_knows_the_resident_blocks(costs, gpu):
     """The registers and shared memory of the compiled kernel leave room for the blocks that strip_plan.h counts on."""
     kernel = "strip_forward<float, float, 5, kUnit, kL1>"
-    shared = cuda_resources.shared_bytes(gpu.architecture)["strip_forward<5>"]
+    shared = cuda_resources.shared_bytes()["strip_forward<5>"]
     warps = cuda_resources.resident_warps(gpu, costs[kernel][gpu.architecture], shared)
-    assert warps == (12 if gpu.architecture == 75 else 16)
+    assert warps == 16
 
 
 # ---------------------------------------------------------------- the gate itself

@@ -187,27 +187,14 @@ def _run(prefix, program, cases):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(
-    ("sanitizer", "cases", "architecture"), [("memory", "all", 90), ("races", "small", 80), ("races", "small", 90)]
-)
-def test_sanitizers_find_nothing(sanitizer, cases, architecture, tmp_path):
+@pytest.mark.parametrize(("sanitizer", "cases"), [("memory", "all"), ("races", "small")])
+def test_sanitizers_find_nothing(sanitizer, cases, tmp_path):
     """AddressSanitizer and UBSan over every dtype, padding, window, layout and tail; ThreadSanitizer over a few small images."""
     prefix = _runner(sanitizer, tmp_path)
-    program = build.driver(sanitizer, float32_only=sanitizer == "races", architecture=architecture)
+    program = build.driver(sanitizer, float32_only=sanitizer == "races")
     result = _run(prefix, program, cases)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(" cases\n")
-
-
-@pytest.mark.deep
-def test_architectures_agree_to_the_bit():
-    """Squares before they are stored (sm_80) and after they are loaded (sm_90)."""
-    outputs = []
-    for architecture in (80, 90):
-        program = build.driver("none", float32_only=True, architecture=architecture)
-        outputs.append(_run([], program, "all").stdout)
-    assert outputs[0] == outputs[1]
-    assert outputs[0].startswith("checksum ")
 
 
 # name: checker, file, what stands there, what the bug makes of it, what the checker says
@@ -329,6 +316,26 @@ PLANTS = {
 }
 
 
+@pytest.mark.deep
+def test_pivots_that_do_not_move_are_found(tmp_path, monkeypatch):
+    """One pivot for a whole strip exceeds the budget of the similarity map on most images with edges."""
+    shutil.copytree(build.CSRC, tmp_path / "csrc")
+    source = tmp_path / "csrc" / "cuda" / "strip_forward.cuh"
+    text = source.read_text()
+    assert text.count("if (far) move_pivots();") == 2
+    source.write_text(text.replace("if (far) move_pivots();", ""))
+    monkeypatch.setattr(emulation, "kernels", emulation.load(build.module(tmp_path / "csrc")))
+    exceeded = 0
+    for name in ("photo", "bright patch", "dark patch", "patches, nothing", "far patch", "coarse text"):
+        sr, hr = adversarial_images.pair(name)
+        with emulation.device(multiprocessors=1):  # strips of the whole image
+            m_s = emulation.similarity_map(sr, hr).numpy()
+        exceeded += (
+            np.abs(m_s - oracle.similarity_map(numpy64(sr), numpy64(hr))).max() > tolerances.SIMILARITY[torch.float32]
+        )
+    assert exceeded >= 2
+
+
 def _planted(plant, folder):
     """The driver with the bug in it."""
     sanitizer, file, before, after, _ = PLANTS[plant]
@@ -379,17 +386,16 @@ def test_budget_holds_for_every_approximation(name, approximation):
     """What a GPU may return, not what a CPU does: the budget of test_numerics.py, and |M_s| <= 1."""
     sr, hr = adversarial_images.pair(name)
     expected = oracle.pspl(numpy64(sr), numpy64(hr), 1.0)
-    far = name in adversarial_images.FAR
     with emulation.device(approximation=approximation):
         m_s = emulation.similarity_map(sr, hr)
         assert m_s.abs().max() <= 1
-        tolerances.assert_similarity(m_s, expected.similarity, far)
+        tolerances.assert_similarity(m_s, expected.similarity)
         assert torch.equal(emulation.similarity_map(sr, sr), torch.ones_like(sr))
         sr.requires_grad_()
         loss = emulation.pspl_loss(sr, hr, 1.0)
         (gradient,) = torch.autograd.grad(loss, sr)
-    tolerances.assert_loss(loss, expected, tolerances.FAR_LOSS_FACTOR if far else 1)
-    tolerances.assert_gradient(gradient, expected.grad_sr, torch.float32, tolerances.FAR_GRADIENT_FACTOR if far else 1)
+    tolerances.assert_loss(loss, expected)
+    tolerances.assert_gradient(gradient, expected.grad_sr, torch.float32)
 
 
 @pytest.mark.parametrize("approximation", emulation.APPROXIMATIONS)

@@ -41,6 +41,28 @@ def _halves(rng):
     return image + 0.01 * rng.standard_normal(image.shape)
 
 
+def _patches(rng, low=0.0, high=1.0):
+    """Quarters of different values, with edges between all rows and columns of the window."""
+    image = np.full((1, 1, SIZE, SIZE), low)
+    image[..., 20:46, 9:41] = high
+    image[..., 31:, 30:] = (low + high) / 2
+    return image
+
+
+def _far_patch(rng):
+    """A patch whose values are far apart in both images, beside zeros."""
+    noise = np.round(0.042 * 4096 * rng.standard_normal((20, 24))) / 4096
+    sr, hr = np.zeros((2, 1, 1, SIZE, 64))
+    sr[..., 26:46, 40:], hr[..., 26:46, 40:] = 0.8644 + noise / 2, 0.8644 - noise / 2
+    return sr, hr
+
+
+def _stripes(rng, period):
+    """Lines of text: black and white rows, broken into words."""
+    image = (np.arange(SIZE) // period % 2).astype(float)[:, None] + np.zeros((1, 1, SIZE, SIZE))
+    return np.where(rng.random((1, 1, 1, SIZE // 9)).repeat(9, -1) < 0.2, 1.0, image)
+
+
 def _frame(rng):
     """A bright image that ends at a border of zeros."""
     return 0.95 + 0.01 * rng.standard_normal((1, 3, SIZE, SIZE))
@@ -74,16 +96,30 @@ IMAGES = {
     "overshoot": lambda rng: ((x := 3 * _noise(rng) - 1), _near(x, 0.3, rng)),
     "single bright pixel": lambda rng: ((x := np.pad(_flat(1.0)[..., :1, :1], [(0, 0)] * 2 + [(30, 41)] * 2)), 0.9 * x),
     "checkerboard": lambda rng: ((x := np.indices((1, 1, SIZE, SIZE)).sum(0) % 2.0), _near(x, 1e-2, rng)),
+    "edge across": lambda rng: ((x := 1.0 * (np.indices((1, 1, SIZE, SIZE))[2] > 33)), np.roll(x, 1, 2)),
+    "edge down": lambda rng: ((x := 1.0 * (np.indices((1, 1, SIZE, SIZE))[3] > 33)), np.roll(x, 1, 3)),
+    "patches": lambda rng: (_near(x := _patches(rng), 1e-3, rng), x),
+    "bright patch": lambda rng: (_near(x := _patches(rng, 0.0, 1.0), 1e-2, rng), x),
+    "dark patch": lambda rng: (_near(x := _patches(rng, 1.0, 0.0), 1e-2, rng), x),
+    "patches, nothing": lambda rng: (0.01 * rng.standard_normal((1, 1, SIZE, SIZE)), _patches(rng)),
+    "patches, opposite": lambda rng: (1 - (x := _patches(rng)), x),
+    "patches, others": lambda rng: (_patches(rng).swapaxes(2, 3), _patches(rng)),
+    "far patch": lambda rng: _far_patch(rng),
+    "flat, far apart": lambda rng: (_flat(0.913), _flat(0.277)),
+    "ramp": lambda rng: (_near(x := np.indices((1, 1, SIZE, SIZE))[2] / SIZE, 1e-3, rng), x),
+    "text": lambda rng: (_near(x := _stripes(rng, 3), 1e-2, rng), x),
+    "coarse text": lambda rng: (_near(x := _stripes(rng, 13), 1e-2, rng), x),
+    "coarse checkerboard": lambda rng: (
+        (x := (np.indices((1, 1, SIZE, SIZE)) // 17).sum(0) % 2.0),
+        _near(x, 1e-2, rng),
+    ),
     "2x300": lambda rng: ((x := _smooth(rng, 2, 300)), _near(x, 1e-2, rng)),
     "1x1": lambda rng: (rng.random((4, 3, 1, 1)), rng.random((4, 3, 1, 1))),
     "1x1, error 1e-3": lambda rng: ((x := rng.random((4, 3, 1, 1))), _near(x, 1e-3, rng)),
 }
 
-# A window differs from others of its strip by the whole range of values, or consists of one large difference.
-FAR = ("black beside white", "1x1")
-
 # Where the formula of the official code, in float32 with the constants of 0..1 on images of 0..255, is bad enough to be compared
-# with; and which of them are far as above.
+# with.
 OFFICIAL = (
     "smooth, error 1e-2",
     "smooth, error 1e-3",
@@ -96,7 +132,6 @@ OFFICIAL = (
     "bright border",
     "photo",
 )
-FAR_OFFICIAL = ("black beside white", "black beside white, error 1e-3")
 
 
 def pair(name, scale=1.0, dtype=torch.float32, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,8 +60,8 @@ class Backend:
         self.device = torch.device("cuda" if name == "cuda" else "cpu")
         # The fused kernels guarantee layouts and saved tensors that plain autograd does not.
         self.fused = name != "reference"
-        # The CUDA kernel has one pivot per strip (tolerances.FAR_FROM_PIVOT).
-        self.one_pivot = name in ("emulated", "cuda")
+        # The CUDA kernel has pivots that follow the image down the rows (tolerances.strip_budget).
+        self.moving_pivot = name in ("emulated", "cuda")
 
     def _call(self, function, *args, **kwargs):
         if self.name == "emulated":

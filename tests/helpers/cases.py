@@ -50,9 +50,7 @@ def leaf_copy(tensor):
     return tensor.detach().clone().requires_grad_()
 
 
-def check_against_oracle(
-    backend, sr, hr, step=1.0, upstream=1.0, maps=False, far_from_pivot=False, with_stats=True, **keywords
-):
+def check_against_oracle(backend, sr, hr, step=1.0, upstream=1.0, maps=False, with_stats=True, **keywords):
     """Loss, both gradients and, unless ``with_stats`` is False, statistics (and with ``maps`` both maps) against the oracle."""
     number = step.item() if isinstance(step, torch.Tensor) else step
     expected = oracle.pspl(numpy64(sr), numpy64(hr), number, upstream=numpy64(torch.as_tensor(upstream)), **keywords)
@@ -95,13 +93,13 @@ def check_against_oracle(
         assert m_s.shape == sr.shape
         assert not m_s.requires_grad
         assert not (m_s.abs() > 1).any()  # NaN is compared below
-        tolerances.assert_similarity(m_s, expected.similarity, far_from_pivot)
+        tolerances.assert_similarity(m_s, expected.similarity)
         paced = {name: keywords[name] for name in ("alpha", "beta", "gamma", "mu") if name in keywords}
         m_a = backend.attention_map(leaf(sr), hr, step, **similar, **paced)
         assert m_a.dtype == compute
         assert m_a.shape == sr.shape
         assert not m_a.requires_grad
-        tolerances.assert_attention(m_a, expected.similarity, delta, gamma, mu, far_from_pivot)
+        tolerances.assert_attention(m_a, expected.similarity, delta, gamma, mu)
     return loss, grads
 
 

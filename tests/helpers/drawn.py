@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import numpy as np
 import torch
+from skimage import data
 
 from helpers.cases import LAYOUTS
 from pspl_cuda.config import PADDINGS
@@ -23,12 +25,18 @@ STRIDES = {
 }
 
 
+@functools.cache
+def photo() -> np.ndarray:
+    return data.camera() / 255.0
+
+
 @dataclass(frozen=True)
 class PairRecipe:
     """How to make a pair of images; small to look at when a test fails."""
 
     shape: tuple[int, ...]
     kind: str
+    output: str
     seed: int
     error: float
     dtypes: tuple[torch.dtype, torch.dtype]
@@ -42,8 +50,12 @@ class PairRecipe:
             "smooth": lambda: 0.5 + 0.4 * np.sin(rows / 5 + rng.random()) * np.cos(columns / 7) + np.zeros(self.shape),
             "flat": lambda: np.full(self.shape, rng.random()),
             "edge": lambda: np.where(columns * 2 > self.shape[-1], 0.9, 0.1) + np.zeros(self.shape),
+            "blocks": lambda: rng.integers(0, 3, (*self.shape[:-2], 5, 5))[..., rows // 7 % 5, columns // 9 % 5] / 2,
+            "photo": lambda: photo()[rng.integers(300) + rows, rng.integers(300) + columns] + np.zeros(self.shape),
         }[self.kind]()
-        sr = np.where(rng.random(self.shape) < 0.1, hr, hr + self.error * rng.standard_normal(self.shape))
+        # An output that is far from its target everywhere; what a network gives is near it, and equal here and there.
+        near = np.where(rng.random(self.shape) < 0.1, hr, hr + self.error * rng.standard_normal(self.shape))
+        sr = {"near": near, "nothing": self.error * hr, "opposite": 1 - near}[self.output]
         # Through the narrower type, so that equal pixels are equal in mixed types.
         narrow = min(self.dtypes, key=lambda dtype: torch.finfo(dtype).bits)
         return tuple(
@@ -61,7 +73,8 @@ def pair_recipes(dtypes=DTYPES, largest=(2, 3, 24, 40)) -> st.SearchStrategy[Pai
     return st.builds(
         PairRecipe,
         shape=shape,
-        kind=st.sampled_from(["noise", "smooth", "flat", "edge"]),
+        kind=st.sampled_from(["noise", "smooth", "flat", "edge", "blocks", "photo"]),
+        output=st.sampled_from(["near", "near", "nothing", "opposite"]),
         seed=st.integers(0, 10**6),
         error=st.sampled_from([0.0, 1e-3, 0.03, 0.3, 1.0]),
         dtypes=st.tuples(st.sampled_from(dtypes), st.sampled_from(dtypes)),

@@ -20,27 +20,17 @@ import torch
 from helpers import oracle
 
 SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
-# The CUDA strip kernel squares x + y about one pivot per strip. Where a window differs from its neighbours by the whole
-# range, the squares are of order L^2, and about 2.5 roundings of 2^-24 add up in the variance; Eq. 5 multiplies that by up to
-# 1 / (4 C2) = 280 / L^2. Four moments in float32 cannot do better without a pivot per pixel, which the CPU kernel has.
-FAR_FROM_PIVOT = 5e-5
-# A window of about one pixel (sigma below 0.5) averages no rounding of the strip kernel's squares. At worst the products, the two
-# weighted sums of the squares and those of the means, twice in their square, leave 8 roundings of 2^-24 of the squares in a
-# variance, and the sum of the taps, 2^-25 off in both directions, one more. Per squared distance of x + y from the pivot,
-# divided by 4 C2 as above. x - y has no pivot, and where its variance is small, Eq. 5 divides the error by C2: 4 times as much,
-# per square of x - y.
+# The CUDA strip kernel moves its pivots at an edge. The windows that end there, but are not complete, keep an error relative to
+# the square of the move. It is within the budget if the edge has a weight in them and is in their variance: 0.005 suffices,
+# for 2 roundings of 2^-24 of the square beside 0.005 of it. The outer rows of a window that is narrow for its size have less.
+# At worst the products, the two weighted sums of the squares and those of the means, twice in their square, leave 8 roundings
+# of 2^-24 of the squares in a variance, and the sum of the taps, 2^-25 off in both directions, one more. Eq. 5 divides by 4 C2,
+# where the variance of x - y is small by C2. Per square of the move, which is at most the range of x + y, or of x - y: 2 L.
+NARROW_TAP = 0.005
 NARROW_WINDOW = 9 * 2.0**-24 / (4 * 0.03**2)
-# At delta = 1 the attention changes by up to 4 times what M_s does. The average error of M_s over an image is a quarter of
-# the largest, in one direction because a variance is clamped at 0; the error in the L2 norm is half of the largest. As multiples
-# of the two budgets.
-FAR_LOSS_FACTOR = 4 * FAR_FROM_PIVOT / 4 / 1e-6
-FAR_GRADIENT_FACTOR = 4 * FAR_FROM_PIVOT / 2 / 1e-5
 # With constants of 0..1 on images of 0..255, C2 is 65025 times smaller beside the squares, and float32 can't hold the budget: the
 # similarity map gets this share of the error that the formula of the official code makes in float32.
 OFFICIAL_SHARE = 1 / 10
-# Far from the pivot the squares of the CUDA kernel are of the order of L^2, as are the formula's: the
-# only advantages left are four moments instead of five, and a pivot per strip instead of zero.
-OFFICIAL_SHARE_FAR = 1 / 5
 LOSS = {torch.float32: 1e-6, torch.float64: 1e-13}
 GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -85,37 +75,30 @@ def growth(
     return max(1.0, error / budget[dtype]) * (1 if distance == "l1" else 2)
 
 
-def similarity_budget(dtype: torch.dtype, far_from_pivot: bool = False) -> float:
-    """Largest error of M_s."""
-    return FAR_FROM_PIVOT if far_from_pivot and dtype == torch.float32 else SIMILARITY[dtype]
+def strip_budget(sr: torch.Tensor, hr: torch.Tensor, window_size=11, sigma=1.5, data_range=1.0) -> float:
+    """Largest error of M_s of the CUDA kernel: more than the usual one in a window that is narrow for its size."""
+    dtype, radius = compute_dtype(sr, hr), window_size // 2
+    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    taps /= 2 * taps.sum() - taps[0]
+    # Windows above 11 and float64 have a pivot per pixel.
+    if dtype == torch.float64 or not 1 <= radius <= 5 or taps[radius - 1] >= NARROW_TAP:
+        return SIMILARITY[dtype]
+    # Zeros are beside the image.
+    total, difference = ((x.max().clamp(min=0) - x.min().clamp(max=0)).item() for x in (sr + hr, sr - hr))
+    return max(SIMILARITY[dtype], NARROW_WINDOW * (total**2 + 4 * difference**2) / data_range**2)
 
 
-def narrow_window_budget(sr: torch.Tensor, hr: torch.Tensor, sigma: float) -> np.ndarray:
-    """Largest error of M_s, per pixel, of a kernel with one pivot per strip, where sigma is below 0.5."""
-    total, difference = sr + hr, sr - hr
-    distance = (total.max() - total.min()).item() / 2  # from a pivot in the middle of the range
-    window = torch.from_numpy(oracle.window(11, sigma)).to(difference)[None, None]
-    squares = difference.square().reshape(-1, 1, *difference.shape[-2:])
-    difference_squared = torch.nn.functional.conv2d(squares, window, padding=5).reshape(difference.shape)
-    bound = NARROW_WINDOW * (distance**2 + 4 * difference_squared)
-    return np.maximum(SIMILARITY[torch.float32], bound.cpu().numpy())
-
-
-def assert_similarity(
-    actual: torch.Tensor, expected: np.ndarray, far_from_pivot: bool = False, budget: float | np.ndarray | None = None
-) -> None:
+def assert_similarity(actual: torch.Tensor, expected: np.ndarray, budget: float | None = None) -> None:
     """The similarity map is within its budget at every pixel, NaN exactly where the oracle has NaN."""
     error = np.abs(_same_nan(actual, expected) - expected)
-    budget = similarity_budget(actual.dtype, far_from_pivot) if budget is None else budget
+    budget = SIMILARITY[actual.dtype] if budget is None else budget
     over = error > budget
-    assert not over.any(), f"M_s is off by {_worst(error):.3g}, allowed {np.max(budget):.3g}, at {over.sum()} pixels"
+    assert not over.any(), f"M_s is off by {_worst(error):.3g}, allowed {budget:.3g}, at {over.sum()} pixels"
 
 
-def assert_attention(
-    actual: torch.Tensor, similarity: np.ndarray, delta: float, gamma=2.0, mu=-1.0, far_from_pivot: bool = False
-) -> None:
+def assert_attention(actual: torch.Tensor, similarity: np.ndarray, delta: float, gamma=2.0, mu=-1.0) -> None:
     """The attention map is one that a similarity map within its budget can have, at every pixel."""
-    slack = similarity_budget(actual.dtype, far_from_pivot)
+    slack = SIMILARITY[actual.dtype]
     near = [oracle.attention(similarity + shift, delta, gamma, mu) for shift in (-slack, 0, slack)]
     low, high = np.minimum.reduce(near), np.maximum.reduce(near)
     high = np.where(np.abs(similarity - mu) <= slack, gamma, high)

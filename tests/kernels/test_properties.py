@@ -18,6 +18,11 @@ from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_p
 from helpers.drawn import PACES, STEPS, WINDOWS, pair_recipes
 from pspl_cuda.config import DISTANCES
 
+
+def strip_budget(sr, hr, window) -> float:
+    return tolerances.strip_budget(sr, hr, window["window_size"], window["sigma"], window["data_range"])
+
+
 # ---------------------------------------------------------------- against the oracle
 
 
@@ -37,16 +42,14 @@ def test_kernel_is_the_oracle(
     backend, recipe, window, pace, sigma, step, distance, eps, reduction, upstream, with_stats
 ):
     """Loss, both gradients, statistics and maps are within the budget; also with windows that are hardly wider than a pixel,
-    except for kernels whose error there has a bound of its own (test_numerics.py)."""
-    if sigma is not None and not backend.one_pivot:
+    where the CUDA kernel has a bound of its own."""
+    if sigma is not None:
         window = window | {"sigma": sigma}
     sr, hr = recipe.make(backend.device)
-    # What the budget of the CUDA kernel's loss does not cover: images a whole range apart within one strip.
-    apart = recipe.kind == "edge" or recipe.error > 0.1 or any("expanded" in layout for layout in recipe.layouts)
-    far = backend.one_pivot and (apart or min(recipe.shape[-2:]) < 3 or window["sigma"] < 1)
-    if far:
+    budget = strip_budget(sr, hr, window) if backend.moving_pivot else 0
+    if budget > tolerances.SIMILARITY[torch.float32]:
         expected = oracle.similarity_map(numpy64(sr), numpy64(hr), **window)
-        tolerances.assert_similarity(backend.similarity_map(sr, hr, **window), expected, far_from_pivot=True)
+        tolerances.assert_similarity(backend.similarity_map(sr, hr, **window), expected, budget)
         return
     keywords = {"distance": distance, "eps": eps, "reduction": reduction, **window, **pace}
     check_against_oracle(backend, sr, hr, step, upstream, maps=True, with_stats=with_stats, **keywords)
@@ -99,7 +102,10 @@ def test_moves_with_the_image(backend, move, recipe, window):
     sr, hr = recipe.make(backend.device)
     m_s = MOVES[move](backend.similarity_map(sr, hr, **window))
     moved = backend.similarity_map(MOVES[move](sr), MOVES[move](hr), **window)
-    allowed = 2 * tolerances.similarity_budget(m_s.dtype, far_from_pivot=backend.one_pivot)
+    allowed = 2 * max(
+        tolerances.SIMILARITY[m_s.dtype],
+        strip_budget(sr, hr, window) if backend.moving_pivot else 0,
+    )
     assert (m_s - moved).abs().max() <= allowed
 
 

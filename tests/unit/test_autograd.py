@@ -492,10 +492,7 @@ def test_autocast_network(backend):
     assert output.dtype == torch.bfloat16
     loss.backward()
     expected = oracle.pspl(output.detach().cpu().double().numpy(), hr.cpu().double().numpy(), 1.0)
-    # An untrained layer moves the whole image away from its target, so all windows are far from the pivot.
-    far = backend.one_pivot
-    tolerances.assert_loss(loss, expected, tolerances.FAR_LOSS_FACTOR if far else 1)
-    tolerances.assert_gradient(
-        output.grad, expected.grad_sr, torch.float32, tolerances.FAR_GRADIENT_FACTOR if far else 1
-    )
+    # An untrained layer moves the whole image away from its target.
+    tolerances.assert_loss(loss, expected)
+    tolerances.assert_gradient(output.grad, expected.grad_sr, torch.float32)
     assert layer.weight.grad.abs().sum() > 0

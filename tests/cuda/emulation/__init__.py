@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ from pspl_cuda.stats import PSPLStats
 from . import build
 
 
-def _load():
-    spec = importlib.util.spec_from_file_location("emulated_kernels", build.module())
+def load(path: Path):
+    """The module that build.module() has made."""
+    spec = importlib.util.spec_from_file_location("emulated_kernels", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-kernels = _load()
+kernels = load(build.module())
 
 # DType of csrc/pspl_params.h.
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -78,18 +78,17 @@ void check(cudaError_t status) {
 
 int64_t workspace_size(const py::dict& d) { return pspl::cuda::workspace_size(params<float>(d)); }
 
-pspl::cuda::Device device(int multiprocessors) { return {emulation::kArchitecture, multiprocessors, 228 * 1024}; }
+pspl::cuda::Device device(int multiprocessors) { return {multiprocessors, 228 * 1024}; }
 
 // The rows of a strip and the blocks of a launch.
-std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int radius, int resident, int architecture,
+std::pair<int, int64_t> plan_strips(int64_t planes, int height, int width, int radius, int resident,
                                     int multiprocessors) {
-  const auto plan =
-      pspl::cuda::plan_strips(planes, height, width, radius, resident, {architecture, multiprocessors, 0});
+  const auto plan = pspl::cuda::plan_strips(planes, height, width, radius, resident, {multiprocessors, 0});
   return {plan.rows, pspl::cuda::strip_blocks(plan)};
 }
 
 int resident_blocks(int by_registers, int64_t block_bytes, int64_t multiprocessor_bytes) {
-  return pspl::cuda::resident_blocks(by_registers, block_bytes, {0, 1, multiprocessor_bytes});
+  return pspl::cuda::resident_blocks(by_registers, block_bytes, {1, multiprocessor_bytes});
 }
 
 template <typename T>
@@ -112,11 +111,10 @@ void set_approximation(int which) { emulation::approximation = static_cast<emula
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, module) {
-  module.attr("architecture") = emulation::kArchitecture;
   module.def("workspace_size", &workspace_size);
   module.def("plan_strips", &plan_strips);
   module.def("resident_blocks", &resident_blocks);
-  module.def("busy_warps", &pspl::cuda::busy_warps);
+  module.attr("busy_warps") = pspl::cuda::kBusyWarps;
   module.def("forward_float32", &forward<float>);
   module.def("forward_float64", &forward<double>);
   module.def("backward", &backward);

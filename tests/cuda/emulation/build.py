@@ -59,16 +59,17 @@ def build(
         raise BuildError(f"the CUDA sources do not compile with g++:\n{error}") from None
 
 
-def module() -> Path:
-    """The Python module: all kernels on the machine of fibers."""
+def module(csrc: Path = CSRC) -> Path:
+    """The Python module: all kernels in ``csrc`` on the machine of fibers."""
     try:
         import pybind11
     except ImportError:
         raise UnavailableError("there is no pybind11") from None
-    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
+    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((csrc / "cuda").rglob("*.cu"))]
     return build(
         sources,
         "-O2 -fvisibility=hidden",
+        csrc=csrc,
         system_dirs=(pybind11.get_include(), sysconfig.get_path("include")),
         suffix=sysconfig.get_config_var("EXT_SUFFIX"),
     )
@@ -83,10 +84,9 @@ SANITIZERS = {
 }
 
 
-def driver(sanitizer: str, *, csrc: Path = CSRC, float32_only: bool = False, architecture: int = 90) -> Path:
-    """driver.cpp with the kernels in ``csrc``, as compiled for an architecture, under one of SANITIZERS."""
+def driver(sanitizer: str, *, csrc: Path = CSRC, float32_only: bool = False) -> Path:
+    """driver.cpp with the kernels in ``csrc`` under one of SANITIZERS."""
     machine, flags = SANITIZERS[sanitizer]
-    flags += f" -DPSPL_EMULATED_ARCHITECTURE={architecture}"
     sources = sorted((csrc / "cuda").rglob("*.cu"))
     if float32_only:
         sources = [source for source in sources if source.stem in ("forward", "backward", "float32")]

@@ -48,12 +48,6 @@ extern dim3 threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
-// 10 * major + minor of the emulated device, which selects the code that is specific to architectures.
-#if !defined(PSPL_EMULATED_ARCHITECTURE)
-#define PSPL_EMULATED_ARCHITECTURE 90
-#endif
-constexpr int kArchitecture = PSPL_EMULATED_ARCHITECTURE;
-
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 48 * 1024;  // what a launch gets without opting in to more
@@ -103,6 +97,12 @@ T __shfl_sync(unsigned mask, T value, int lane) {
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % emulation::kWarpSize) ^ lane_mask);
+}
+
+inline int __any_sync(unsigned mask, int predicate) {
+  int any = predicate;
+  for (int offset = emulation::kWarpSize / 2; offset > 0; offset /= 2) any |= __shfl_xor_sync(mask, any, offset);
+  return any;
 }
 
 inline unsigned atomicInc(unsigned* address, unsigned limit) {

@@ -134,8 +134,7 @@ void run(const Case& c) {
   if (c.everything) p.stats = static_cast<T*>(stats.data);
   const Memory partials(cuda::workspace_size(p) * sizeof(double));
   const auto ticket = std::make_unique<unsigned>(0);
-  // The same plan for all architectures, so that their results can be compared.
-  const cuda::Device device{90, c.multiprocessors, 228 * 1024};
+  const cuda::Device device{c.multiprocessors, 228 * 1024};
   ++emulation::order.seed;
   check(cuda::forward<T>(p, {static_cast<double*>(partials.data), ticket.get()}, device, nullptr));
   check(gradient);
