@@ -184,8 +184,8 @@ def readme(rows: list[dict]) -> str:
     if None not in peaks:
         images = [f"{peak / 4 / Case(PATCHES).numel:.0f}" for peak in peaks]
         lines[-1] += (
-            f" Beside the gradient, the peak memory of the first case is {images[0]} images for PSPL, {images[1]} for "
-            f"`{BASELINE}` and {images[2]} for the official formula."
+            f" Peak memory beyond the gradient in the first case, in units of one batch of images: {images[0]} for PSPL, "
+            f"{images[1]} for `{BASELINE}`, {images[2]} for the official formula."
         )
     return "\n".join(lines) + "\n"
 
