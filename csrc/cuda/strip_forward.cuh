@@ -26,6 +26,11 @@ enum class Access {
   kGeneral,  // everything
 };
 
+// The elements of the gradient that a specialised kernel writes. Those of other paddings and views write float32 as
+// well.
+template <typename Sr>
+using SavedElement = std::conditional_t<std::is_same_v<Sr, __half>, float, Sr>;
+
 // A kernel is compiled for the element types of sr and hr, a window radius R, and the two switches above. It computes
 // in float32.
 template <typename Sr_, typename Hr_, int kRadius_, Access kAccess_, Work kWork_>
@@ -33,7 +38,7 @@ struct StripTraits {
   using Sr = Sr_;
   using Hr = Hr_;
   // Of the saved gradient. Where hr of another dtype needs one too, it is float32, which kGeneral can store as well.
-  using Gradient = std::conditional_t<std::is_same_v<Sr, __half>, float, Sr>;
+  using Gradient = SavedElement<Sr>;
   static constexpr int kRadius = kRadius_;
   static constexpr Access kAccess = kAccess_;
   static constexpr Work kWork = kWork_;
@@ -483,10 +488,11 @@ inline bool has_short_offsets(const ForwardParams<float>& p, const Strides& imag
   return end <= INT32_MAX;
 }
 
-// The most specialised access that a call allows; typed if the gradient is a StripTraits::Gradient.
-inline Access access_of(const ForwardParams<float>& p) {
+// The most specialised access that a call allows.
+template <typename Sr>
+Access access_of(const ForwardParams<float>& p) {
   const GradientImage& out = p.gradient;
-  const DType gradient = p.sr.dtype == DType::kFloat16 ? DType::kFloat32 : p.sr.dtype;
+  const DType gradient = std::is_same_v<SavedElement<Sr>, Sr> ? p.sr.dtype : DType::kFloat32;
   const bool typed = out.data == nullptr || out.dtype == gradient;
   if (!typed || p.padding != Padding::kZeros || !has_short_offsets(p, p.sr.strides) ||
       !has_short_offsets(p, p.hr.strides) || !has_short_offsets(p, out.strides))
@@ -512,7 +518,7 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
                                        resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
     return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
   };
-  const Access access = access_of(p);
+  const Access access = access_of<Sr>(p);
   const bool map = p.map.data != nullptr;
   const bool stats = p.stats != nullptr;
   const bool l1 = p.distance == Distance::kL1;

@@ -24,15 +24,14 @@ from pspl_cuda.stats import PSPLStats
 from . import build
 
 
-def load(path: Path):
-    """The module that build.module() has made."""
-    spec = importlib.util.spec_from_file_location("emulated_kernels", path)
+def _load():
+    spec = importlib.util.spec_from_file_location("emulated_kernels", build.module())
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-kernels = load(build.module())
+kernels = _load()
 
 # DType of csrc/pspl_params.h.
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import sysconfig
@@ -10,7 +11,8 @@ from pathlib import Path
 from helpers import compiled
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[2] / "csrc"
+# A test emulates other sources, in a process of its own.
+CSRC = Path(os.environ.get("PSPL_EMULATED_CSRC") or HERE.parents[2] / "csrc")
 
 # The device computes a * b + c in one rounding wherever the compiler sees it: -march=native gives g++ the instruction, if
 # there is one. What may be uninitialised is not for the compiler to guess: shared memory is poisoned.
@@ -59,17 +61,16 @@ def build(
         raise BuildError(f"the CUDA sources do not compile with g++:\n{error}") from None
 
 
-def module(csrc: Path = CSRC) -> Path:
-    """The Python module: all kernels in ``csrc`` on the machine of fibers."""
+def module() -> Path:
+    """The Python module: all kernels on the machine of fibers."""
     try:
         import pybind11
     except ImportError:
         raise UnavailableError("there is no pybind11") from None
-    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((csrc / "cuda").rglob("*.cu"))]
+    sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     return build(
         sources,
         "-O2 -fvisibility=hidden",
-        csrc=csrc,
         system_dirs=(pybind11.get_include(), sysconfig.get_path("include")),
         suffix=sysconfig.get_config_var("EXT_SUFFIX"),
     )
