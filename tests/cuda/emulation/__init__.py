@@ -12,7 +12,6 @@ import importlib.util
 import itertools
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
