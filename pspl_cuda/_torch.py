@@ -19,7 +19,7 @@ below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _current_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 # Whether the backward pass that runs keeps its graph (retain_graph). torch.compile's own graphs ask for the same purpose. Without
-# it, no saved tensor is changed, and the gradient is allocated separately.
+# it (torch 2.4), no saved tensor is changed, and the gradient is allocated separately.
 keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 # The hooks that pack what autograd saves, or None. Before torch 2.8 they are unknown: a hook that keeps the saved gradient then
