@@ -32,18 +32,15 @@ def reference_loss(
 
     Gradients reach ``sr`` and ``hr`` in their own dtypes and can be differentiated again; the attention is a constant.
     """
-    with torch.no_grad():
-        similarity = similarity_map(sr, hr, config)
-        attention = _attention(similarity, step, config)
+    similarity = similarity_map(sr, hr, config)
+    attention = _attention(similarity, step, config)
     value = weighted_distance(sr, hr, attention, config)
     if loss_weight != 1:
         value = loss_weight * value
     if not with_stats:
         return value, attention.new_empty(0)
-    with torch.no_grad():
-        error = _difference(sr, hr, attention.dtype)
-        means = [error.abs().mean(), error.square().mean(), similarity.mean(), attention.mean()]
-        return value, torch.stack(means)
+    error = _difference(sr.detach(), hr.detach(), attention.dtype)
+    return value, torch.stack([error.abs().mean(), error.square().mean(), similarity.mean(), attention.mean()])
 
 
 def weighted_distance(sr: Tensor, hr: Tensor, attention: Tensor, config: Config) -> Tensor:
@@ -77,13 +74,13 @@ def _difference(sr: Tensor, hr: Tensor, dtype: torch.dtype) -> Tensor:
     return sr.to(dtype) - hr.to(dtype)
 
 
-@torch.no_grad()
 def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     """M_s of Eq. 3 to 5, ``[..., C, H, W]``, from -1 to 1; float64 if an image is, else float32; without gradient."""
     # With S and D the means of the sum and the difference of the images, 2 mu_s mu_h = (S^2 - D^2) / 2 and
     # mu_s^2 + mu_h^2 = (S^2 + D^2) / 2; the covariance and the variances follow from the variances of sum and difference.
     dtype = compute_dtype(sr, hr)
-    # The map is a constant; no_grad alone does not stop forward-mode differentiation.
+    # The map is a constant. no_grad would not stop forward-mode differentiation, and torch.export can't load a program that has
+    # a block of it.
     sr, hr = sr.detach().to(dtype), hr.detach().to(dtype)
     mean, variance = _mean_and_variance(torch.stack((sr + hr, sr - hr)), config)
     mean_sum, mean_difference = mean
@@ -98,7 +95,6 @@ def similarity_map(sr: Tensor, hr: Tensor, config: Config) -> Tensor:
     return luminance * structure
 
 
-@torch.no_grad()
 def attention_map(sr: Tensor, hr: Tensor, step: float | Tensor, config: Config) -> Tensor:
     """M_a of Eq. 6 to 8, ``[..., C, H, W]``, from 0 to gamma; dtype as :func:`similarity_map`; without gradient."""
     return _attention(similarity_map(sr, hr, config), step, config)
