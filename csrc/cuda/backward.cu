@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams
   const S* const saved = static_cast<const S*>(p.saved_gradient);
   E* const gradient = static_cast<E*>(p.gradient);
   if (p.gradient == p.saved_gradient && factor == 1.0f) return;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kPerThread;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kPerThread;
   for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPerThread; first < p.numel;
-       first += step) {
+       first += stride) {
     if (first + kPerThread <= p.numel) {
       const auto in = *reinterpret_cast<const Packet<S, kPerThread>*>(saved + first);
       Packet<E, kPerThread> out;

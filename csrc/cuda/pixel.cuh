@@ -32,12 +32,12 @@ constexpr bool kHasAnyDistance = kWork == Work::kDistance || kWork == Work::kAll
 template <Work kWork>
 constexpr int kSumCount = kHasStats<kWork> ? kNumSums : 1;
 
-// Returns the gradient. `inside` is 1, or 0 for a pixel outside the image, which is not added to the sums. `counts`
+// Returns the gradient. `in_image` is 1, or 0 for a pixel outside the image, which is not added to the sums. `counts`
 // selects whether its loss and error are added; it may be true where they are known to be 0. A factor costs no
 // predicate, and NaN times 0 is harmless: a NaN outside the image comes from a pixel in it, whose own terms are NaN.
 template <Work kWork, typename T>
 __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments<T>& moments, T inverse_delta,
-                                        T difference, bool counts, T inside, int64_t map_offset,
+                                        T difference, bool counts, T in_image, int64_t map_offset,
                                         ThreadSums<T, kSumCount<kWork>>& sums) {
   const T m_s = similarity<DeviceMath>(moments.mean_s, moments.mean_d, moments.variance_s, moments.variance_d,
                                        p.twice_c1, p.twice_c2);
@@ -50,11 +50,11 @@ __device__ __forceinline__ T emit_pixel(const ForwardParams<T>& p, const Moments
       sums.value[kAbsErrorSum] += DeviceMath::absolute(difference);
       sums.value[kSquaredErrorSum] += difference * difference;
     }
-    sums.value[kSimilaritySum] += inside * m_s;
-    sums.value[kAttentionSum] += inside * m_a;
+    sums.value[kSimilaritySum] += in_image * m_s;
+    sums.value[kAttentionSum] += in_image * m_a;
   }
   if constexpr (kWork == Work::kAll) {
-    if (inside != T(0) && p.map.data != nullptr) {
+    if (in_image != T(0) && p.map.data != nullptr) {
       p.map.data[map_offset] = p.output == Output::kSimilarityMap  ? m_s
                                : p.output == Output::kAttentionMap ? m_a
                                                                    : pixel.loss;

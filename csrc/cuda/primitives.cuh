@@ -119,25 +119,31 @@ __device__ __forceinline__ Pair unpack(uint64_t bits) {
 }
 #endif
 
-// tap * value + sum, each element rounded once.
-__device__ __forceinline__ Pair multiply_add(float tap, Pair value, Pair sum) {
+__device__ __forceinline__ Pair add(Pair a, Pair b) {
 #if defined(PSPL_PACKED_FLOAT32)
   uint64_t result;
-  asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(result) : "l"(pack({tap, tap})), "l"(pack(value)), "l"(pack(sum)));
+  asm("add.rn.f32x2 %0, %1, %2;" : "=l"(result) : "l"(pack(a)), "l"(pack(b)));
   return unpack(result);
 #else
-  return {fmaf(tap, value.s, sum.s), fmaf(tap, value.d, sum.d)};
+  return {a.s + b.s, a.d + b.d};
 #endif
 }
 
-__device__ __forceinline__ Pair subtract(Pair a, Pair b) {
+__device__ __forceinline__ Pair operator-(Pair pair) { return {-pair.s, -pair.d}; }
+
+// factor * value + sum, each element rounded once.
+__device__ __forceinline__ Pair multiply_add(Pair factor, Pair value, Pair sum) {
 #if defined(PSPL_PACKED_FLOAT32)
   uint64_t result;
-  asm("add.rn.f32x2 %0, %1, %2;" : "=l"(result) : "l"(pack(a)), "l"(pack({-b.s, -b.d})));
+  asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(result) : "l"(pack(factor)), "l"(pack(value)), "l"(pack(sum)));
   return unpack(result);
 #else
-  return {a.s - b.s, a.d - b.d};
+  return {fmaf(factor.s, value.s, sum.s), fmaf(factor.d, value.d, sum.d)};
 #endif
+}
+
+__device__ __forceinline__ Pair multiply_add(float tap, Pair value, Pair sum) {
+  return multiply_add(Pair{tap, tap}, value, sum);
 }
 
 __device__ __forceinline__ Pair square(Pair pair) {

@@ -104,7 +104,7 @@ constexpr float kFar = 32.0f;
 
 // Whether the row below the one that is blurred has to be loaded.
 enum class NextRow {
-  kInside,   // it is in the image
+  kInImage,
   kUnknown,  // it may be padding
   kUnused,   // no output needs it
 };
@@ -150,7 +150,7 @@ class StripWalker {
     for (int left = rows - last_rows; left > 0;) {
       bool far;
       do {
-        blur_row(row++, Traits::kZeros ? NextRow::kInside : NextRow::kUnknown, complete);
+        blur_row(row++, Traits::kZeros ? NextRow::kInImage : NextRow::kUnknown, complete);
         emit_row(complete);
         far = is_far();
       } while (--left > 0 && !far);
@@ -204,17 +204,17 @@ class StripWalker {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const int position = lane + kLanes * k;
-      const int inside = padded_index(first_column - R + position, width, Traits::kZeros ? Padding::kZeros : p.padding);
-      loads[k] = position < Traits::kLoaded && inside >= 0;
-      // For kGeneral the column in the image, else the distance from this lane's first column.
-      const int from = Traits::kZeros ? kLanes * k : inside;
-      sr_column[k] = static_cast<Offset>(Traits::kUnit ? from : from * p.sr.strides.column);
-      hr_column[k] = static_cast<Offset>(Traits::kUnit ? from : from * p.hr.strides.column);
+      const int source = padded_index(first_column - R + position, width, Traits::kZeros ? Padding::kZeros : p.padding);
+      loads[k] = position < Traits::kLoaded && source >= 0;
+      // For kGeneral from the plane's first column, else from this lane's.
+      const int columns = Traits::kZeros ? kLanes * k : source;
+      sr_column[k] = static_cast<Offset>(Traits::kUnit ? columns : columns * p.sr.strides.column);
+      hr_column[k] = static_cast<Offset>(Traits::kUnit ? columns : columns * p.hr.strides.column);
     }
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       valid[c] = column + c < width;
-      inside[c] = valid[c] ? 1.0f : 0.0f;
+      in_image[c] = valid[c] ? 1.0f : 0.0f;
       stores[c] = valid[c] && p.gradient.data != nullptr;
     }
 
@@ -238,9 +238,9 @@ class StripWalker {
 
   __device__ __forceinline__ void load_row(int row) {
     if constexpr (!Traits::kZeros) {
-      const int inside = padded_index(row, height, p.padding);
-      sr_next = sr_plane + inside * p.sr.strides.row;
-      hr_next = hr_plane + inside * p.hr.strides.row;
+      const int source = padded_index(row, height, p.padding);
+      sr_next = sr_plane + source * p.sr.strides.row;
+      hr_next = hr_plane + source * p.hr.strides.row;
     }
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
@@ -256,7 +256,7 @@ class StripWalker {
   }
 
   __device__ __forceinline__ void load_or_clear(int row, NextRow next) {
-    if (next == NextRow::kInside || (next == NextRow::kUnknown && padded_index(row, height, p.padding) >= 0)) {
+    if (next == NextRow::kInImage || (next == NextRow::kUnknown && padded_index(row, height, p.padding) >= 0)) {
       load_row(row);
     } else {
 #pragma unroll
@@ -306,14 +306,14 @@ class StripWalker {
 #pragma unroll
     for (int j = 0; j < Traits::kReach; ++j) {
       if (j % 2 == 0) chunk = chunks[j / 2];
-      const Pair pair = subtract(chunk.pair[j % 2], pivot);
+      const Pair pair = add(chunk.pair[j % 2], -pivot);
       const Pair squared = ::pspl::cuda::square(pair);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const int distance = j - c - R;  // from the centre of column c's window
-        if (distance < -R || distance > R) continue;
-        if (distance == 0) centre.value[c] = chunk.pair[j % 2].d;
-        const float tap = p.taps[distance < 0 ? -distance : distance];
+        const int from_centre = j - c - R;  // of column c's window
+        if (from_centre < -R || from_centre > R) continue;
+        if (from_centre == 0) centre.value[c] = chunk.pair[j % 2].d;
+        const float tap = p.taps[from_centre < 0 ? -from_centre : from_centre];
         mean[c] = multiply_add(tap, pair, mean[c]);
         square[c] = multiply_add(tap, squared, square[c]);
       }
@@ -342,18 +342,17 @@ class StripWalker {
     // single large value, or NaN.
     const bool typical = 2.0f * row_distance() > row_square;
     const Pair move{typical ? row_mean.s : 0.0f, typical ? row_mean.d : 0.0f};
-    pivot = {pivot.s + move.s, pivot.d + move.d};
-    Pair shift{0.0f, 0.0f};  // of the means: the move times the taps that are in partial sum k
+    pivot = add(pivot, move);
+    Pair shift{0.0f, 0.0f};  // of the means in partial sum k: minus the move, times the taps that are in it
 #pragma unroll
     for (int k = 2 * R - 1; k >= 0; --k) {
-      shift = multiply_add(p.taps[tap_of(k)], move, shift);
+      shift = multiply_add(p.taps[tap_of(k)], -move, shift);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const Pair before = partial_mean[c][k];
-        const Pair after = subtract(before, shift);
-        partial_mean[c][k] = after;
-        partial_square[c][k].s -= move.s * (before.s + after.s);
-        partial_square[c][k].d -= move.d * (before.d + after.d);
+        // Less the move times the mean before and after. The sum of both would need a copy of every mean.
+        partial_square[c][k] = multiply_add(-move, partial_mean[c][k], partial_square[c][k]);
+        partial_mean[c][k] = add(partial_mean[c][k], shift);
+        partial_square[c][k] = multiply_add(-move, partial_mean[c][k], partial_square[c][k]);
       }
     }
   }
@@ -382,7 +381,7 @@ class StripWalker {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const bool counts = kZeroBeside || valid[c];
-      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], inverse_delta, centre.value[c], counts, inside[c],
+      gradient[c] = emit_pixel<Traits::kWork>(p, complete[c], inverse_delta, centre.value[c], counts, in_image[c],
                                               map_next + c * p.map.strides.column, sums);
     }
     store_gradients(gradient);
@@ -441,7 +440,7 @@ class StripWalker {
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
-  float inside[kColumns];  // 1 where valid, else 0
+  float in_image[kColumns];  // 1 where valid, else 0
   Offset sr_column[kLoads], hr_column[kLoads];
   Offset sr_next, hr_next, gradient_next;  // this lane's place in the next row
   int64_t map_next;
@@ -505,7 +504,7 @@ Access access_of(const ForwardParams<float>& p) {
   return p.sr.strides.column == 1 && p.hr.strides.column == 1 && pairs ? Access::kUnit : Access::kSpaced;
 }
 
-// The 11 x 11 window has kernels that omit what a call does not need; each other window has one general kernel.
+// The largest window, 11 x 11, has kernels that omit what a call does not need; each other has one general kernel.
 // Instantiated in instances/, one file per pair of element types, which compile in parallel.
 template <typename Sr, typename Hr>
 cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& workspace, const Device& device,
@@ -526,20 +525,21 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
   if (p.radius == 2) return run(StripTraits<Sr, Hr, 2, Access::kGeneral, Work::kAll>{});
   if (p.radius == 3) return run(StripTraits<Sr, Hr, 3, Access::kGeneral, Work::kAll>{});
   if (p.radius == 4) return run(StripTraits<Sr, Hr, 4, Access::kGeneral, Work::kAll>{});
+  if (p.radius != kMaxStripRadius) return cudaErrorInvalidValue;
   if (access == Access::kUnit && !map) {
-    if (l1 && stats) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1Stats>{});
-    if (l1) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kL1>{});
-    if (!stats) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kDistance>{});
+    if (l1 && stats) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kUnit, Work::kL1Stats>{});
+    if (l1) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kUnit, Work::kL1>{});
+    if (!stats) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kUnit, Work::kDistance>{});
   }
   if (access == Access::kSpaced && !map && !stats) {
-    if (l1) return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kL1>{});
-    return run(StripTraits<Sr, Hr, 5, Access::kSpaced, Work::kDistance>{});
+    if (l1) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kSpaced, Work::kL1>{});
+    return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kSpaced, Work::kDistance>{});
   }
   if constexpr (std::is_same_v<Sr, Hr>) {
-    if (access == Access::kUnit) return run(StripTraits<Sr, Hr, 5, Access::kUnit, Work::kAll>{});
-    if (!map && !stats) return run(StripTraits<Sr, Hr, 5, Access::kGeneral, Work::kDistance>{});
+    if (access == Access::kUnit) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kUnit, Work::kAll>{});
+    if (!map && !stats) return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kGeneral, Work::kDistance>{});
   }
-  return run(StripTraits<Sr, Hr, 5, Access::kGeneral, Work::kAll>{});
+  return run(StripTraits<Sr, Hr, kMaxStripRadius, Access::kGeneral, Work::kAll>{});
 }
 
 }  // namespace pspl::cuda

@@ -14,6 +14,9 @@ namespace pspl::cuda {
 constexpr int kColumns = 2;
 constexpr int kStripColumns = kLanes * kColumns;
 
+// Windows of radius 1 to this have a strip kernel.
+constexpr int kMaxStripRadius = 5;
+
 constexpr int kMinStripRows = 8;
 constexpr int kMaxCuts = 512;  // strip heights that are tried
 

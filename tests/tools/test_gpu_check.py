@@ -180,10 +180,10 @@ def test_the_prediction_is_confirmed_or_falsified(tmp_path):
     (tmp_path / "gpu-counters.csv").write_text(COUNTERS)
     lines = gpu_report.prediction("9.0", tmp_path / "gpu").splitlines()
     assert "| issue slots | 92 % | 90.5 % | confirmed |" in lines
-    assert "| FP32 pipe | 75 % | 41.5 % | **falsified** |" in lines
-    assert "| DRAM | 53 % |  | not measured |" in lines
-    assert "| forward + backward / nn.L1Loss | 0.43 | 0.4 | confirmed |" in lines
-    assert "| forward + backward / compiled nn.L1Loss | 1.03 | 0.8 | **falsified** |" in lines
+    assert "| FP32 pipe | 77 % | 41.5 % | **falsified** |" in lines
+    assert "| DRAM | 45 % |  | not measured |" in lines
+    assert "| forward + backward / nn.L1Loss | 0.5 | 0.4 | **falsified** |" in lines
+    assert "| forward + backward / compiled nn.L1Loss | 1.2 | 0.8 | **falsified** |" in lines
     assert "| not predicted |" in gpu_report.prediction("10.0", tmp_path / "gpu")
     assert gpu_report.prediction("9.0", tmp_path / "none") == ""
 

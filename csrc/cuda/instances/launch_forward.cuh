@@ -12,8 +12,8 @@ cudaError_t launch_forward(const ForwardParams<float>& p, const Workspace& works
                            cudaStream_t stream) {
   using Sr = typename ElementOf<kSr>::Type;
   using Hr = typename ElementOf<kHr>::Type;
-  return p.radius >= 1 && p.radius <= 5 ? launch_strips<Sr, Hr>(p, workspace, device, stream)
-                                        : launch_generic<float, Sr, Hr>(p, workspace, stream);
+  return p.radius >= 1 && p.radius <= kMaxStripRadius ? launch_strips<Sr, Hr>(p, workspace, device, stream)
+                                                      : launch_generic<float, Sr, Hr>(p, workspace, stream);
 }
 
 }  // namespace pspl::cuda
