@@ -35,8 +35,8 @@ FLAGS = (
     "-D__CUDA_NO_HALF2_OPERATORS__"
 )
 
-# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES: what
-# nvcc 13.0 makes of them, rounded up. The last is that of charbonnier under autocast in channels_last.
+# The kernels of training steps, and the most instructions per output pixel of their inner loop, in the order of ARCHITECTURES:
+# what nvcc 13.0 makes of them, rounded up. The last is that of charbonnier under autocast in channels_last.
 LIMITS = {
     "strip_forward<float, float, 5, kUnit, kL1>": (166, 165, 165, 165, 166, 115, 171),
     "strip_forward<float, float, 5, kUnit, kL1Stats>": (172, 171, 171, 171, 170, 116, 169),
