@@ -54,6 +54,7 @@ def test_every_kernel_compiles_for_every_architecture(costs):
 @pytest.mark.deep
 @needs_nvcc
 def test_nothing_spills(costs):
+    """A register that goes to memory and back in the inner loop costs more than the instruction that it was to save."""
     spilling = {
         f"{kernel} for sm_{architecture}": cost
         for kernel, by_architecture in costs.items()
