@@ -79,10 +79,13 @@ def check_against_oracle(backend, sr, hr, step=1.0, upstream=1.0, maps=False, wi
         loss, (a, b), torch.as_tensor(upstream, dtype=loss.dtype, device=loss.device).expand_as(loss)
     )
     slope = scale * max(1.0, float(np.max(np.abs(upstream)) if np.ndim(upstream) else abs(upstream)))
+    # A bfloat16 gradient is saved in bfloat16, and rounded again where grad_output is not a power of two.
+    scaled = np.any(np.abs(np.frexp(numpy64(torch.as_tensor(upstream)))[0]) != 0.5)
+    roundings = 2 if scaled and sr.dtype == hr.dtype == torch.bfloat16 else 1
     for grad, image, exact in zip(grads, (a, b), (expected.grad_sr, expected.grad_hr), strict=True):
         assert grad.dtype == image.dtype
         assert grad.device == image.device
-        tolerances.assert_gradient(grad, exact, compute, gradient_growth, slope)
+        tolerances.assert_gradient(grad, exact, compute, gradient_growth, slope, roundings)
 
     if with_stats:
         check_stats(stats, expected, attention_growth, gamma, compute, keywords.get("data_range", 1.0))

@@ -126,12 +126,20 @@ def assert_loss(actual: torch.Tensor, expected: oracle.Result, factor: float = 1
 
 
 def assert_gradient(
-    actual: torch.Tensor, expected: np.ndarray, compute: torch.dtype, factor: float = 1.0, scale: float = 1.0
+    actual: torch.Tensor,
+    expected: np.ndarray,
+    compute: torch.dtype,
+    factor: float = 1.0,
+    scale: float = 1.0,
+    roundings: int = 1,
 ) -> None:
-    """A gradient as a vector, by its relative L2 error; no element may have a wrong sign or be lost."""
+    """A gradient as a vector, by its relative L2 error; no element may have a wrong sign or be lost.
+
+    ``roundings``: how often it is rounded to its dtype, if that is not the compute type.
+    """
     relative, tiny = factor * GRADIENT[compute], scale * TINY[compute]
     if actual.dtype != compute:
-        relative += ROUNDING[actual.dtype]
+        relative += roundings * ROUNDING[actual.dtype]
         tiny += UNDERFLOW[actual.dtype]
     assert_vector(actual, expected, relative, tiny, "gradient")
     if compute == actual.dtype:

@@ -11,11 +11,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 
 from helpers import oracle, tolerances
 from helpers.cases import LAYOUTS, check_against_oracle, leaf, numpy64, smooth_pair
-from helpers.drawn import PACES, STEPS, WINDOWS, pair_recipes
+from helpers.drawn import PACES, STEPS, WINDOWS, PairRecipe, pair_recipes
 from pspl_cuda.config import DISTANCES
 
 
@@ -37,6 +37,19 @@ def strip_budget(sr, hr, window) -> float:
     reduction=st.sampled_from(["mean", "sum", "none"]),
     upstream=st.sampled_from([1.0, -0.375, 1000.0]),
     with_stats=st.booleans(),
+)
+# Few pixels with a gradient, each rounded to bfloat16 twice.
+@example(
+    recipe=PairRecipe((3, 1, 5), "noise", "near", 0, 0.001, (torch.bfloat16,) * 2, ("contiguous",) * 2),
+    window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
+    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 1.0},
+    sigma=None,
+    step=1.0,
+    distance="l1",
+    eps=1e-4,
+    reduction="mean",
+    upstream=-0.375,
+    with_stats=False,
 )
 def test_kernel_is_the_oracle(
     backend, recipe, window, pace, sigma, step, distance, eps, reduction, upstream, with_stats
