@@ -22,7 +22,7 @@ DEFINITIONS = _torch.define_library("pspl_cuda")
 #   result  loss_weight times the loss, 0-dim; for reduction "none" a map of sr's shape and layout
 #   stats   [4] in the order of PSPLStats; empty unless with_stats
 # in the compute type: float64 if an image is float64, else float32. step is used where step_tensor is None. constants is
-# Config.constants; padding, distance and reduction are positions in PADDINGS, DISTANCES and REDUCTIONS.
+# Config.constants(); padding, distance and reduction are positions in PADDINGS, DISTANCES and REDUCTIONS.
 _IMAGES_AND_WINDOW = (
     "Tensor sr, Tensor hr, Tensor? step_tensor, float step, float[] constants, int window_size, int padding"
 )
@@ -106,12 +106,12 @@ def _refuse_transforms() -> None:
 
 def _step_and_window(step: float | Tensor, config: Config) -> tuple[Any, ...]:
     """The operators' arguments from ``step_tensor`` to ``padding``."""
-    numbers = config.constants
+    numbers = config.constants()
     if isinstance(step, Tensor) and torch.compiler.is_dynamo_compiling():
         # A float of an operator is a constant of the graph, which each new value compiles again; a tensor is an input. So alpha
         # and beta become part of step, which is then delta.
         step = step * config.alpha + config.beta if config.alpha != 0 else torch.full_like(step, config.beta)
-        numbers = config._replace(alpha=1.0, beta=0.0).constants
+        numbers = (1.0, 0.0, *numbers[2:])
     step_tensor, number = (step, 0.0) if isinstance(step, Tensor) else (None, step)
     return step_tensor, number, numbers, config.window_size, PADDINGS.index(config.padding)
 

@@ -90,3 +90,12 @@ def register_namedtuple(cls: type) -> None:
 def mark_static_address(tensor: Tensor) -> None:
     """Tell Inductor that ``tensor`` stays where it is: its CUDA graphs then accept that they change it in place."""
     torch._dynamo.mark_static_address(tensor)
+
+
+def constant_in_graphs(function: Any) -> Any:
+    """Let torch.compile call ``function`` when it makes a graph: torch 2.4 can't read environment variables in one.
+
+    This is torch.compiler.assume_constant_result, which imports all of torch._dynamo.
+    """
+    function._dynamo_marked_constant = True
+    return function

@@ -50,9 +50,8 @@ class Config(NamedTuple):
     eps: float = 1e-3  # of the charbonnier distance, in pixel units
     reduction: str = "mean"  # over all elements
 
-    @property
     def constants(self) -> tuple[float, ...]:
-        """The values of CONSTANTS, in its order."""
+        """The values of CONSTANTS, in its order. torch 2.4 compiles a method of a named tuple but no property."""
         return self.alpha, self.beta, self.gamma, self.mu, self.data_range, self.sigma, self.k1, self.k2, self.eps
 
 
@@ -153,7 +152,8 @@ def _check_field(name: str, value: Any) -> Any:
 
 
 def _check_config(*constants: Any) -> Config:
-    config = Config(*map(_check_field, Config._fields, constants))
+    given = Config(*constants)
+    config = Config(*[_check_field(name, getattr(given, name)) for name in Config._fields])
     for name in ("alpha", "beta", "gamma", "mu"):
         value = getattr(config, name)
         _check_magnitude(name, value, 0 if value == 0 or name == "mu" else 1e-37, 1e37)
@@ -191,7 +191,7 @@ def compute_dtype(sr: Tensor, hr: Tensor) -> torch.dtype:
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:
-    if hasattr(tensor, "to_local"):
+    if type(tensor) is not Tensor and hasattr(tensor, "to_local"):  # torch 2.4 compiles no hasattr() of a tensor
         raise TypeError(
             f"{name} is a DTensor; expected a plain tensor. Pass {name}.to_local() or {name}.full_tensor()."
         )

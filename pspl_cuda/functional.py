@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,8 @@ def weighted_loss(
         return value
     # The programs of AOTInductor can return tensors only.
     data_range = stats.new_full((), config.data_range) if _torch.is_exporting() else config.data_range
-    return value, PSPLStats._make((*stats.unbind(), data_range))
+    fields: tuple[Any, ...] = (*stats.unbind(), data_range)
+    return value, PSPLStats(*fields)
 
 
 def similarity_map(
@@ -150,7 +152,7 @@ def similarity_map(
         an image is float64; without gradient.
     """
     config = check_config(
-        DEFAULTS._replace(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
+        Config(data_range=data_range, window_size=window_size, sigma=sigma, k1=k1, k2=k2, padding=padding)
     )
     check_images(sr, hr)
     if use_kernels(backend, sr.device):
@@ -183,7 +185,7 @@ def attention_map(
         A tensor of ``sr``'s shape with values from 0 to gamma; float32, or float64 if an image is float64; without gradient.
     """
     config = check_config(
-        DEFAULTS._replace(
+        Config(
             alpha=alpha,
             beta=beta,
             gamma=gamma,
@@ -203,13 +205,19 @@ def attention_map(
     return reference.attention_map(sr, hr, step, config)
 
 
+@_torch.constant_in_graphs
+def _backend_of_environment() -> str | None:
+    return os.environ.get("PSPL_BACKEND")
+
+
 def use_kernels(backend: str, device: torch.device) -> bool:
     """Whether the fused kernels run a call for tensors on ``device``; the reference does otherwise."""
     check_choice("backend", backend, BACKENDS)
     name, remedy = "backend", 'pass backend="auto"'
-    if backend == "auto" and "PSPL_BACKEND" in os.environ:
+    override = _backend_of_environment() if backend == "auto" else None
+    if override is not None:
         name, remedy = "the environment variable PSPL_BACKEND", "unset it"
-        backend = check_choice(name, os.environ["PSPL_BACKEND"], BACKENDS)
+        backend = check_choice(name, override, BACKENDS)
     if backend == "reference":
         return False
     kernel = device.type if backend == "auto" else backend

@@ -33,7 +33,7 @@ def _map_arguments(padding="zeros", window_size=11, **_):
     """The arguments of an operator by keyword, from ``constants`` to ``padding``."""
     config = check_config(DEFAULTS._replace(padding=padding, window_size=window_size))
     return {
-        "constants": config.constants,
+        "constants": config.constants(),
         "window_size": config.window_size,
         "padding": PADDINGS.index(config.padding),
     }
@@ -143,8 +143,8 @@ def test_operators_refuse_what_python_would_have(operator_device):
         {"reduction": -1},
         {"gradient_dtype": torch.float64},
         {"gradient_dtype": torch.float16},
-        {"constants": DEFAULTS.constants[:-1]},
-        {"constants": (*DEFAULTS.constants, 1.0)},
+        {"constants": DEFAULTS.constants()[:-1]},
+        {"constants": (*DEFAULTS.constants(), 1.0)},
         {"loss_weight": 0.0},
         {"loss_weight": math.nan},
     ):
@@ -216,7 +216,7 @@ def test_second_derivative_of_the_operator(operator_device, distance):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-15)
 
 
-def test_second_import_in_one_process():
+def test_second_import_in_one_process(tmp_path):
     """Notebooks and coverage purge sys.modules. What the first import made keeps working."""
     code = """
 import sys, torch, pspl_cuda
@@ -235,4 +235,5 @@ again.backward()
 assert loss == again == loss_of(earlier)[1] and torch.equal(first.grad, second.grad)
 assert torch.compile(loss_of, backend="eager", fullgraph=False)(pspl_cuda)[1] == loss
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    # Away from the sources, so that the installed package is tested.
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path)

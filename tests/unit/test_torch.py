@@ -17,7 +17,7 @@ PACKAGE = Path(pspl_cuda.__file__).parent
 # Each with the first version of torch that has it, if that is not the oldest one with kernels, 2.4.
 NAMES = {
     "torch._C._AutoDispatchBelowAutograd": None,
-    "torch._C._autograd._get_current_graph_task_keep_graph": (2, 6),
+    "torch._C._autograd._get_current_graph_task_keep_graph": (2, 5),
     "torch._C._autograd._top_saved_tensors_default_hooks": (2, 8),
     "torch._C._current_graph_task_id": None,
     "torch._C._functorch.is_legacy_batchedtensor": None,
@@ -72,7 +72,7 @@ def test_in_backward():
     assert not _torch.in_backward()
 
 
-@pytest.mark.skipif(VERSION < (2, 6), reason="torch 2.6 or later")
+@pytest.mark.skipif(VERSION < (2, 5), reason="torch 2.5 or later")
 def test_keeps_graph():
     seen = []
     x = torch.ones(1, requires_grad=True)
@@ -128,3 +128,12 @@ def test_is_exporting():
     assert Module()(torch.zeros(1)) == 0
     program = torch.export.export(Module(), (torch.zeros(1),)).module()
     assert program(torch.zeros(1)) == (VERSION >= (2, 7))
+
+
+def test_constant_in_graphs():
+    """The function is called once, while the graph is made, and not traced."""
+    calls = []
+    constant = _torch.constant_in_graphs(lambda: calls.append(None) or 2)
+    function = torch.compile(lambda x: x + constant(), fullgraph=True, backend="eager")
+    assert function(torch.ones(1)) == function(torch.ones(1)) == 3
+    assert len(calls) == 1
