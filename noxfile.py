@@ -187,7 +187,7 @@ def wheel_pythons(session: nox.Session) -> None:
     "case",
     [
         *("cpu", "editable", "sdist", "offline", "no_torch", "no_compiler", "oldest_torch", "newest_torch", "cuda"),
-        *("cuda_no_toolkit", "pip_before_22_1", "odd_path", "git", "uv", "uv_project", "poetry", "pdm"),
+        *("cuda_no_toolkit", "pip_before_22_1", "odd_path", "git", "uv", "uv_project"),
     ],
 )
 def install(session: nox.Session, case: str) -> None:
@@ -343,25 +343,6 @@ pspl_cuda = {{ path = "{sources}" }}
     session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
     with session.chdir(session.create_tmp()):
         session.run(str(project / ".venv" / "bin" / "python"), str(CHECK), "--cuda=no", external=True)
-
-
-def install_poetry(session: nox.Session, sources: str) -> None:
-    """poetry has no builds without isolation: it stops, and pip works in its environment."""
-    session.install("poetry")
-    project = Path(session.create_tmp()).resolve() / "project"
-    shutil.rmtree(project, ignore_errors=True)
-    session.run("poetry", "new", "--quiet", str(project))
-    refused(session, "poetry", f"--directory={project}", "add", sources)
-
-
-def install_pdm(session: nox.Session, sources: str) -> None:
-    session.install("pdm")
-    project = Path(session.create_tmp()).resolve() / "project"
-    shutil.rmtree(project, ignore_errors=True)
-    project.mkdir()
-    with session.chdir(project):
-        session.run("pdm", "init", "--quiet", "--non-interactive", f"--python={session.bin}/python")
-        refused(session, "pdm", "add", f"pspl_cuda @ file://{sources}")
 
 
 def refused(session: nox.Session, *command: str) -> None:

@@ -18,6 +18,10 @@ from helpers.drawn import PACES, WINDOWS, pair_recipes
 from pspl_cuda import PSPLLoss
 from pspl_cuda.config import DISTANCES
 
+# torch 2.4 compiles every number in.
+FLOATS_BECOME_SYMBOLS = not getattr(torch._dynamo.config, "specialize_float", False)
+STEPS = (0.5, 0.6, 0.7, 2.0, 3.5, 100.0)
+
 
 @pytest.fixture
 def compiled():
@@ -79,11 +83,11 @@ def test_compile_with_a_step_number(dispatched, compiled):
     sr, hr = distinct_pair((1, 2, 9, 10), torch.float32, dispatched.device)
     function, counter = compiled(lambda a, b, step: dispatched.pspl_loss(a, b, step))
     a = leaf_copy(sr)
-    for value in (0.5, 0.6, 0.7, 2.0, 3.5, 100.0):
+    for value in STEPS:
         loss = function(a, hr, value)
         loss.backward()
         torch.testing.assert_close(loss, dispatched.pspl_loss(a, hr, value), rtol=2e-6, atol=1e-30)
-    assert counter.frame_count <= 2
+    assert counter.frame_count <= (2 if FLOATS_BECOME_SYMBOLS else len(STEPS))
 
 
 @pytest.mark.deep_on("reference")
