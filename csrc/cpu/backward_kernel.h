@@ -9,7 +9,6 @@
 #include "elements.h"
 #include "float_environment.h"
 #include "instruction_set.h"
-#include "tiling.h"
 
 namespace pspl::cpu::PSPL_ISA {
 namespace {

@@ -51,7 +51,7 @@ const T* pixels(const InputImage& image, int64_t index, int count, T* buffer) {
       if constexpr (std::is_same_v<E, T>) return from;
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i]));
     } else if (stride == 3) {  // channels_last, by shuffles: the compiler knows the stride
-      for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[3 * i]));
+      for (int i = 0, at = 0; i < count; ++i, at += 3) buffer[i] = T(widen(from[at]));
     } else {
       for (int i = 0; i < count; ++i) buffer[i] = T(widen(from[i * stride]));
     }

@@ -158,6 +158,7 @@ def test_a_header_that_lacks_an_include_is_found(tmp_path):
     assert "ForwardParams" in parse(header).stderr
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("file", [*SHARED, *CPU, *sorted(CSRC.glob("cpu/*.cpp"))], ids=lambda file: file.name)
 def test_clang_tidy(file):
     """The checks of .clang-tidy. Among them: each file includes exactly what it uses."""
