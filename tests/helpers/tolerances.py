@@ -26,7 +26,9 @@ SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
 # At worst the products, the two weighted sums of the squares and those of the means, twice in their square, leave 8 roundings
 # of 2^-24 of the squares in a variance, and the sum of the taps, 2^-25 off in both directions, one more. Eq. 5 divides by 4 C2,
 # where the variance of x - y is small by C2. Per square of the move, which is at most the range of x + y, or of x - y: 2 L.
+# A window of about one pixel, of any size, averages none of these roundings.
 NARROW_TAP = 0.005
+NARROW_SIGMA = 0.5
 NARROW_WINDOW = 9 * 2.0**-24 / (4 * 0.03**2)
 # With constants of 0..1 on images of 0..255, C2 is 65025 times smaller beside the squares, and float32 can't hold the budget: the
 # similarity map gets this share of the error that the formula of the official code makes in float32.
@@ -81,7 +83,8 @@ def strip_budget(sr: torch.Tensor, hr: torch.Tensor, window_size=11, sigma=1.5, 
     taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
     taps /= 2 * taps.sum() - taps[0]
     # Windows above 11 and float64 have a pivot per pixel.
-    if dtype == torch.float64 or not 1 <= radius <= 5 or taps[radius - 1] >= NARROW_TAP:
+    narrow = taps[radius - 1] < NARROW_TAP or sigma < NARROW_SIGMA
+    if dtype == torch.float64 or not 1 <= radius <= 5 or not narrow:
         return SIMILARITY[dtype]
     # Zeros are beside the image.
     total, difference = ((x.max().clamp(min=0) - x.min().clamp(max=0)).item() for x in (sr + hr, sr - hr))

@@ -38,6 +38,19 @@ def strip_budget(sr, hr, window) -> float:
     upstream=st.sampled_from([1.0, -0.375, 1000.0]),
     with_stats=st.booleans(),
 )
+# A window of three pixels that sees one.
+@example(
+    recipe=PairRecipe((1, 20, 1), "noise", "near", 0, 0.3, (torch.float32,) * 2, ("contiguous",) * 2),
+    window={"window_size": 3, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
+    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
+    sigma=0.25,
+    step=2.0,
+    distance="l1",
+    eps=1e-4,
+    reduction="mean",
+    upstream=1.0,
+    with_stats=False,
+)
 # Few pixels with a gradient, each rounded to bfloat16 twice.
 @example(
     recipe=PairRecipe((3, 1, 5), "noise", "near", 0, 0.001, (torch.bfloat16,) * 2, ("contiguous",) * 2),
