@@ -62,15 +62,10 @@ void run(const Case& c) {
   check_numbers(p.loss, 1, "loss");
   if (!c.everything) return;
   check_numbers(p.stats, kNumStats, "stats");
-  for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
-    const Result map(c, kComputeType<T>, "map");
-    p.map = {static_cast<T*>(map.memory.data), map.strides};
-    p.output = output;
-    p.gradient = {};
-    p.loss = p.stats = nullptr;
+  for_each_map(p, c, [&](const Result& map) {
     cpu::forward<T>(p, run_jobs);
     check(map);
-  }
+  });
 }
 
 // The backward pass, also from an element that no vector is aligned to. saved is the saved gradient's dtype.

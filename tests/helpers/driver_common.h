@@ -174,4 +174,17 @@ ForwardParams<T> parameters(const Case& c, const Image& sr, const Image& hr) {
   return p;
 }
 
+// Calls run(map) with the parameters of each map, which replaces the loss.
+template <typename T, typename Run>
+void for_each_map(ForwardParams<T>& p, const Case& c, const Run& run) {
+  for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
+    const Result map(c, kComputeType<T>, "map");
+    p.map = {static_cast<T*>(map.memory.data), map.strides};
+    p.output = output;
+    p.gradient = {};
+    p.loss = p.stats = nullptr;
+    run(map);
+  }
+}
+
 }  // namespace pspl::driver

@@ -147,15 +147,10 @@ void run(const Case& c) {
   if (!c.everything) return;
 
   // Maps alone need no workspace.
-  for (const Output output : {Output::kLossMap, Output::kSimilarityMap, Output::kAttentionMap}) {
-    const Result map(c, kComputeType<T>, "map");
-    p.map = {static_cast<T*>(map.memory.data), map.strides};
-    p.output = output;
-    p.gradient = {};
-    p.loss = p.stats = nullptr;
+  for_each_map(p, c, [&](const Result& map) {
     check(cuda::forward<T>(p, {nullptr, nullptr}, device, nullptr));
     check(map);
-  }
+  });
 }
 
 void run(const Case& c) {
