@@ -58,12 +58,20 @@ class Method(NamedTuple):
         return name.strip("/.").replace("/", "_").replace(":", "-")
 
 
-def methods_of(run: Path, device: torch.device) -> tuple[int, list[Method]]:
-    """The scale of a run, and its networks, one per arm."""
+def methods_of(run: Path, arms: list[str] | None, device: torch.device) -> tuple[int, list[Method]]:
+    """The scale of a run, and its networks, one per arm.
+
+    Raises:
+        SystemExit: the run has not all of ``arms``.
+    """
     state = load_checkpoint(run / CHECKPOINT)
     settings = state["settings"]
+    missing = set(arms or []) - set(settings["arms"])
+    if missing:
+        raise SystemExit(f"--arms {' '.join(sorted(missing))}: {run} has {', '.join(settings['arms'])}.")
     methods = []
-    for arm, weights in state["networks"].items():
+    for arm in arms or settings["arms"]:
+        weights = state["networks"][arm]
         network = build(settings["model"], settings["scale"])
         network.load_state_dict(weights)
         network.to(device, memory_format=torch.channels_last).eval()
@@ -174,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", type=Path, nargs="+", default=[], help="folders of train_sr.py; none: bicubic only")
+    add("--arms", nargs="+", help="only these losses of the runs (default: all)")
     add(
         "--data", nargs="+", required=True, help="folders of images, or 'demo': the held-out photographs of train_sr.py"
     )
@@ -212,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     by_scale: dict[int, list[Method]] = {scale: [bicubic(scale)] for scale in options.scale or []}
     for run in options.run:
-        scale, methods = methods_of(run, torch.device(options.device))
+        scale, methods = methods_of(run, options.arms, torch.device(options.device))
         by_scale.setdefault(scale, [bicubic(scale)]).extend(methods)
 
     rows: list[dict] = []

@@ -41,13 +41,13 @@ def read_runs(folders: list[Path], arms: list[str] | None = None) -> dict[tuple[
     """
     states = [load_checkpoint(folder / CHECKPOINT) | {"folder": folder} for folder in folders]
     found: dict[tuple[str, int], dict] = {}
+    first = comparable(states[0]["settings"])
     for state in states:
-        for name in (name for name in DECISIVE if name not in ("seed", "arms")):
-            first, other = states[0]["settings"].get(name), state["settings"].get(name)
-            if other != first:
+        for name, value in comparable(state["settings"]).items():
+            if value != first[name]:
                 raise SystemExit(
-                    f"{state['folder']} has {name} {other}, {folders[0]} has {first}: expected runs that differ in the "
-                    "seed or the arms."
+                    f"{state['folder']} has {name} {state['settings'].get(name)}, {folders[0]} has "
+                    f"{states[0]['settings'].get(name)}: expected runs that differ in the seed or the arms."
                 )
         if state["iteration"] < state["settings"]["iterations"]:
             raise SystemExit(
@@ -68,6 +68,31 @@ def read_runs(folders: list[Path], arms: list[str] | None = None) -> dict[tuple[
     if missing:
         raise SystemExit(f"The runs lack {', '.join(missing)}: expected every arm with every seed.")
     return {(arm, seed): found[arm, seed] for arm in arms for seed in seeds}
+
+
+def comparable(settings: dict) -> dict:
+    """What runs must share to stand in one row; of the run that they begin with, the same."""
+    shared = {name: settings.get(name) for name in DECISIVE if name not in ("seed", "arms")}
+    if shared["pretrained"]:
+        run, arm = shared["pretrained"]
+        shared["pretrained"] = [comparable(load_checkpoint(Path(run) / CHECKPOINT)["settings"]), arm]
+    return shared
+
+
+def settings_of(state: dict) -> Settings:
+    """The settings of a run, which an older version may have made."""
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in state["settings"].items() if name in known})
+
+
+def bicubic_psnr(settings: Settings) -> float:
+    """Of bicubic on the validation images, mean."""
+    scale = settings.scale
+    pairs = data.validation_pairs(settings)
+    enlarged = [images.as_result(images.enlarge(pair.lr, scale)).y for pair in pairs]
+    return float(
+        np.mean([images.psnr(sr, images.as_result(pair.hr).y, scale) for sr, pair in zip(enlarged, pairs, strict=True)])
+    )
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -107,23 +132,32 @@ def iterations_until(psnr: float, iterations: np.ndarray, line: np.ndarray) -> f
 
 
 def read_scores(paths: list[Path], runs: dict[tuple[str, int], dict]) -> dict[str, dict[str, list[Score]]]:
-    """Dataset -> arm, or ``bicubic`` -> a score per seed, in the order of ``runs``.
+    """Dataset on which ``runs`` were evaluated -> arm, or ``bicubic`` -> a score per seed, in the order of ``runs``.
 
     Raises:
         SystemExit: the scores are not those of these runs.
     """
-    rows = [row | {"path": path} for path in paths for row in read_csv(path)]
+    rows = [row for path in paths for row in read_csv(path)]
+    scale = next(iter(runs.values()))["settings"]["scale"]
+    missing = [
+        f"{arm} of {state['folder']}"
+        for (arm, _), state in runs.items()
+        if not any(row["arm"] == arm and _is_of(row, state) for row in rows)
+    ]
+    if missing:
+        raise SystemExit(f"{', '.join(map(str, paths))}: no scores of {', '.join(missing)}; expected them.")
     scores: dict[str, dict[str, list[Score]]] = {}
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+    evaluated = [row for row in rows if any(_is_of(row, state) for state in runs.values())]
+    for dataset in dict.fromkeys(row["dataset"] for row in evaluated):
         mine = scores[dataset] = {}
         sought = [("bicubic", "", None)] + [(arm, str(seed), state) for (arm, seed), state in runs.items()]
         for arm, seed, state in sought:
             found = [
                 row
                 for row in rows
-                if row["dataset"] == dataset
+                if (row["dataset"], int(row["scale"])) == (dataset, scale)
                 and (row["arm"], row["seed"]) == ("" if state is None else arm, seed)
-                and (state is None or Path(row["run"]).resolve() == state["folder"].resolve())
+                and (state is None or _is_of(row, state))
             ]
             values = {(row["psnr"], row["ssim"], row["images"], row["iterations"]) for row in found}
             if len(values) != 1 or (state and int(found[0]["iterations"]) != state["iteration"]):
@@ -134,6 +168,10 @@ def read_scores(paths: list[Path], runs: dict[tuple[str, int], dict]) -> dict[st
                 )
             mine.setdefault(arm, []).append(Score(float(found[0]["psnr"]), float(found[0]["ssim"])))
     return scores
+
+
+def _is_of(row: dict, state: dict) -> bool:
+    return bool(row["run"]) and Path(row["run"]).resolve() == state["folder"].resolve()
 
 
 def table_rows(scores: dict[str, dict[str, list[Score]]], plain: str) -> list[dict]:
@@ -195,8 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = read_runs(options.run, options.arms)
     first = next(iter(runs.values()))
     arms = list(dict.fromkeys(arm for arm, _ in runs))
-    known = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings(**{name: value for name, value in first["settings"].items() if name in known})
+    settings = settings_of(first)
     seeds = len(runs) // len(arms)
     described = (
         f"{settings.model} x{settings.scale}, {settings.distance}, {settings.iterations} iterations of {settings.batch} patches "
@@ -212,16 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         options.out / "convergence.csv",
     )
-    pairs = data.validation_pairs(settings)
-    baseline = np.mean(
-        [
-            images.psnr(
-                images.as_result(images.enlarge(p.lr, settings.scale)).y, images.as_result(p.hr).y, settings.scale
-            )
-            for p in pairs
-        ]
-    )
-    figures.convergence(iterations, psnr, float(baseline), described, options.out / "convergence.png")
+    figures.convergence(iterations, psnr, bicubic_psnr(settings), described, options.out / "convergence.png")
     scheduled = [arm for arm in arms if Arm.parse(arm).kind == "pspl"]
     if scheduled:
         arm = options.attention or scheduled[0]

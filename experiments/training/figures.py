@@ -59,9 +59,9 @@ def style(arm: str) -> dict:
     return {"color": colour, "linestyle": LOOKS[kind][0], "marker": LOOKS[kind][1]}
 
 
-def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, arm: str, label: str) -> None:
-    """The mean of ``lines [seeds, points]``, and their range."""
-    look = style(arm)
+def _band(axis: Axes, x: np.ndarray, lines: np.ndarray, label: str, arm: str | None = None) -> None:
+    """The mean of ``lines [seeds, points]``, and their range, in the look of ``arm`` (default: what the label names)."""
+    look = style(arm or label)
     axis.fill_between(x, lines.min(0), lines.max(0), color=look["color"], alpha=0.12, linewidth=0)
     look["marker"] = look["marker"] if len(x) <= FEW else None
     axis.plot(x, lines.mean(0), **look, linewidth=1.8, markersize=4, label=label)
@@ -77,31 +77,64 @@ def convergence(iterations: np.ndarray, psnr: dict[str, np.ndarray], baseline: f
         title: of the figure.
         path: of the PNG.
     """
-    plain = next(iter(psnr))
     figure = Figure(figsize=(14, 4.8) if len(psnr) > 1 else (7.2, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2 if len(psnr) > 1 else 1, squeeze=False)[0]
-    for arm, lines in psnr.items():
-        _band(axes[0], iterations, lines, arm, arm)
-        if arm != plain:
-            _band(axes[1], iterations, lines - psnr[plain], arm, f"{arm} - {plain}")
-    axes[0].axhline(baseline, color=GREY, linestyle="--", label="bicubic")
-    axes[0].set_ylabel("PSNR in dB, on the luma")
-    # The first points of all arms lie far below what matters.
-    ends = [lines[:, -1].mean() for lines in psnr.values()]
-    axes[0].set_ylim(min(min(ends), baseline) - 1.5, max(max(lines.max() for lines in psnr.values()), baseline) + 0.15)
-    for axis in axes[1:]:
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_ylabel(f"difference from {plain} in dB, linear within ±0.2")
-        axis.set_yscale("symlog", linthresh=0.2)
-        ticks = [-5, -2, -1, -0.5, -0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5]
-        low, high = axis.get_ylim()
-        axis.set_yticks([t for t in ticks if low <= t <= high], labels=[f"{t:+g}" for t in ticks if low <= t <= high])
+    curves = {arm: (iterations, lines) for arm, lines in psnr.items()}
+    _convergence(axes[0], curves, baseline)
+    if len(psnr) > 1:
+        _difference(axes[1], curves)
     for axis in axes:
-        axis.set_xlabel("iteration")
-        axis.grid(alpha=0.3)
         axis.legend(fontsize=8, handlelength=3.5)
     save(figure, path)
+
+
+def networks(experiments: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]], path: Path) -> None:
+    """As :func:`convergence`, a column for each network.
+
+    Args:
+        experiments: title -> the curves of each arm, ``(iterations [points], PSNR [seeds, points])``, and PSNR of bicubic.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(4.2 * len(experiments), 8), layout="constrained")
+    grid = figure.subplots(2, len(experiments), squeeze=False)
+    shown = {}
+    for (title, (curves, baseline)), (above, below) in zip(experiments.items(), grid.T, strict=True):
+        above.set_title(title, fontsize=11)
+        _convergence(above, curves, baseline)
+        _difference(below, curves)
+        handles, labels = above.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown), handlelength=3.5)
+    save(figure, path)
+
+
+def _convergence(axis: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]], baseline: float) -> None:
+    for arm, (iterations, lines) in curves.items():
+        _band(axis, iterations, lines, arm)
+    axis.axhline(baseline, color=GREY, linestyle="--", label="bicubic")
+    axis.set_ylabel("PSNR in dB, on the luma")
+    axis.set_xlabel("iteration")
+    axis.grid(alpha=0.3)
+    # The first points of all arms lie far below what matters.
+    ends = [lines[:, -1].mean() for _, lines in curves.values()]
+    highest = max(lines.max() for _, lines in curves.values())
+    axis.set_ylim(min(*ends, baseline) - 1.5, max(highest, baseline) + 0.15)
+
+
+def _difference(axis: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    plain, (_, compared) = next(iter(curves.items()))
+    for arm, (iterations, lines) in curves.items():
+        if arm != plain:
+            _band(axis, iterations, lines - compared, f"{arm} - {plain}", arm)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_ylabel(f"difference from {plain} in dB, linear within ±0.2")
+    axis.set_xlabel("iteration")
+    axis.grid(alpha=0.3)
+    axis.set_yscale("symlog", linthresh=0.2)
+    ticks = [-5, -2, -1, -0.5, -0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5]
+    low, high = axis.get_ylim()
+    axis.set_yticks([t for t in ticks if low <= t <= high], labels=[f"{t:+g}" for t in ticks if low <= t <= high])
 
 
 def attention(snapshots: list[dict], probe: dict, title: str, path: Path) -> None:

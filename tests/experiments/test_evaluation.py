@@ -16,6 +16,7 @@ pytest.importorskip("skimage", reason="experiments/ needs pip install 'pspl_cuda
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import compare_sr
 import evaluate_sr
 import report_sr
 from helpers.experiments import dataset, photograph, save, shrunken, train
@@ -154,6 +155,54 @@ def test_report(folder, tmp_path):
         assert images.read(out / picture).std() > 10
 
 
+def test_compare(folder, tmp_path):
+    """Each arm at its own best rate; other networks in rows of their own; the numbers are those of the csv files."""
+    runs = {}
+    for lr in ("1e-4", "1e-3"):
+        for seed in "01":
+            runs[lr, seed] = tmp_path / f"{lr}-{seed}"
+            arms = ["plain", "pspl:1/3"] if lr == "1e-3" else ["plain"]
+            train(folder, runs[lr, seed], "--lr", lr, "--seed", seed, "--arms", *arms)
+    for seed in "01":
+        runs["start", seed] = tmp_path / f"start-{seed}"
+        options = ["--pretrained", str(runs["1e-4", seed]), "plain", "--seed", seed, "--arms", "plain", "pspl:1/3"]
+        train(folder, runs["start", seed], *options)
+    scores, out = tmp_path / "scores", tmp_path / "out"
+    evaluate_sr.main(["--run", *map(str, runs.values()), "--data", str(folder), "--out", str(scores)])
+    compare_sr.main(["--run", *map(str, runs.values()), "--scores", str(scores / "means.csv"), "--out", str(out)])
+
+    ends = {}
+    for row in read_csv(out / "validation.csv"):
+        ends.setdefault((row["network"], row["arm"], row["lr"]), []).append(float(row["psnr"]))
+    best = max(("0.0001", "0.001"), key=lambda lr: sum(ends["srcnn x2", "plain", lr]))
+    found = {(row["network"], row["arm"]): row for row in read_csv(out / "scores.csv")}
+    assert found["srcnn x2", "plain"]["lr"] == best
+    assert found["srcnn x2", "pspl:1/3"]["lr"] == "0.001"
+    means = {(row["run"], row["arm"]): float(row["psnr"]) for row in read_csv(scores / "means.csv")}
+    plain = [means[str(runs[{"0.0001": "1e-4", "0.001": "1e-3"}[best], seed]), "plain"] for seed in "01"]
+    gains = [means[str(runs["1e-3", seed]), "pspl:1/3"] - p for seed, p in zip("01", plain, strict=True)]
+    assert float(found["srcnn x2", "plain"]["psnr"]) == pytest.approx(np.mean(plain))
+    assert float(found["srcnn x2", "pspl:1/3"]["psnr_gain"]) == pytest.approx(np.mean(gains))
+    gains = [means[str(runs["start", s]), "pspl:1/3"] - means[str(runs["start", s]), "plain"] for s in "01"]
+    assert float(found["srcnn x2, pretrained", "pspl:1/3"]["psnr_gain"]) == pytest.approx(np.mean(gains))
+    text = (out / "table.md").read_text()
+    assert f"| srcnn x2 | plain | {float(best):g} of 0.0001, 0.001 |" in text
+    assert images.read(out / "convergence.png").std() > 10
+
+    train(folder, tmp_path / "alone", "--arms", "pspl:1/3")
+    with pytest.raises(SystemExit, match="expected a run with the arm plain"):
+        compare_sr.main(["--run", str(tmp_path / "alone"), "--scores", str(scores / "means.csv"), "--out", str(out)])
+
+
+def test_arms_of_runs(folder, tmp_path):
+    train(folder, tmp_path / "run", "--arms", "plain", "pspl:1/3")
+    options = ["--run", str(tmp_path / "run"), "--data", str(folder), "--out", str(tmp_path / "out")]
+    evaluate_sr.main([*options, "--arms", "pspl:1/3"])
+    assert [row["arm"] for row in read_csv(tmp_path / "out" / "means.csv")] == ["", "pspl:1/3"]
+    with pytest.raises(SystemExit, match=r"--arms pspl: .*run has plain, pspl:1/3"):
+        evaluate_sr.main([*options, "--arms", "pspl"])
+
+
 def test_iterations_until():
     iterations = np.array([100, 200, 300])
     assert report_sr.iterations_until(29.0, iterations, np.array([28.0, 28.8, 29.2])) == pytest.approx(250)
@@ -251,7 +300,7 @@ def test_report_refuses_scores_of_other_runs(folder, tmp_path):
     evaluate_sr.main(["--run", str(runs[0]), "--data", str(folder), "--out", str(scores)])
     options = ["--scores", str(scores / "means.csv"), "--out", str(tmp_path / "out")]
     report_sr.main(["--run", str(runs[0]), *options])
-    with pytest.raises(SystemExit, match=r"0 scores of pspl of .*b on data; expected one"):
+    with pytest.raises(SystemExit, match=r"no scores of pspl of .*b; expected them"):
         report_sr.main(["--run", str(runs[1]), *options])
     means = scores / "means.csv"
     means.write_text(means.read_text().replace(",2,3,", ",1,3,"))  # iterations
