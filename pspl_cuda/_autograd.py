@@ -143,8 +143,7 @@ def _differentiable_gradient(ctx: Any, images: list[Tensor]) -> Tensor:
         )
     sr, hr = images
     step, constants, window_size, padding, distance, reduction, loss_weight, _ = ctx.arguments
-    with torch.no_grad():
-        attention = ctx.operators.map(sr, hr, ctx.step_tensor, step, constants, window_size, padding, True)
+    attention = ctx.operators.map(sr, hr, ctx.step_tensor, step, constants, window_size, padding, True)
     numbers: dict[str, Any] = dict(zip(CONSTANTS, constants, strict=True))
     config = Config(**numbers, distance=DISTANCES[distance], reduction=REDUCTIONS[reduction])
     return loss_weight * reference.distance_gradient(sr, hr, attention, config)
