@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import pspl_cuda
+from pspl_cuda._build import fingerprint
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SOURCES = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
@@ -468,9 +470,13 @@ def test_library_built_with_inherited_flags_does_not_flush(tmp_path):
     arguments = ("build_ext", "--build-lib", "lib", "--build-temp", "temp")
     # Compilers with arguments and a launcher, as a whole.
     launcher = program(tmp_path / "ccache", 'exec "$@"')
-    flags = {"CXX": f"{launcher} g++ -m64", "CC": "gcc -pthread", "CFLAGS": "-Ofast", "LDFLAGS": "-ffast-math"}
+    compiler = program(tmp_path / "g++", f'echo "$*" >> {tmp_path}/calls; exec g++ "$@"')
+    flags = {"CXX": f"{launcher} {compiler} -m64", "CC": "gcc -pthread", "CFLAGS": "-Ofast", "LDFLAGS": "-ffast-math"}
     code, printed = run_setup(*arguments, folder=folder, PSPL_CUDA="off", **flags)
     assert code == 0, printed
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert any("_cpu.so" in call for call in calls), calls
+    assert all("-m64" in call.split() for call in calls), calls
     library = folder / "lib" / "pspl_cuda" / "_cpu.so"
     script = f"import ctypes; ctypes.CDLL({str(library)!r}); print(5e-324 * 1.0 > 0)"
     loads = [sys.executable, "-c", f"import torch; {script}"]
@@ -657,7 +663,7 @@ def test_kernel_that_does_not_compile_is_an_error(tmp_path):
 @NEEDS_SOURCES
 @NEEDS_SETUPTOOLS
 def test_build_without_kernels(tmp_path):
-    """No compiler is needed, the reason is recorded, and no library of an earlier build is left."""
+    """No compiler is needed, the reason and the sources are recorded, and no library of an earlier build is left."""
     folder = broken_tree(tmp_path)
     package = folder / "lib" / "pspl_cuda"
     package.mkdir(parents=True)
@@ -671,6 +677,8 @@ def test_build_without_kernels(tmp_path):
     record = json.loads((package / "_build.json").read_text())
     assert "no C++ compiler was found" in record["_cpu"]["reason"]
     assert "no C++ compiler was found" in record["_cuda"]["reason"]
+    for library in ("_cpu", "_cuda"):
+        assert record[library]["sources"] == fingerprint(folder / "csrc", library) != ""
 
 
 def test_package_is_typed():
@@ -685,6 +693,23 @@ def test_typing_marker_is_installed(tmp_path):
     code, printed = run_setup("build_py", "--build-lib", "lib", folder=folder)
     assert code == 0, printed
     assert (folder / "lib" / "pspl_cuda" / "py.typed").is_file()
+
+
+@NEEDS_SOURCES
+@NEEDS_SETUPTOOLS
+def test_clone_does_not_hide_its_editable_installation(tmp_path):
+    """``pip install -e ./pspl_cuda``, then Python beside the clone: the current folder comes first on Python's path."""
+    folder = broken_tree(tmp_path / "pspl_cuda")
+    build = ("editable_wheel", "--dist-dir", str(tmp_path))
+    code, printed = run_setup(*build, folder=folder, PSPL_CPU="off", PSPL_CUDA="off")
+    assert code == 0, printed
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); from importlib.util import find_spec"
+    # -S: without the site-packages that the tests run with.
+    command = [sys.executable, "-S", "-c", f"{script}; print(find_spec('pspl_cuda').origin)"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(folder / "pspl_cuda" / "__init__.py")
 
 
 @NEEDS_SOURCES

@@ -351,8 +351,9 @@ def test_counts_that_yaml_reads_as_floats(name):
 def test_step_that_is_a_count_of_iterations(pair):
     """5000 as a step means five million iterations."""
     for call in (pspl_cuda.pspl_loss, PSPLLoss()):
-        with pytest.warns(UserWarning, match=r"step is 5000, .*thousand iterations.* Pass iteration / 1000"):
-            call(*pair, 5000)
+        for step in (5000, np.int64(5000)):
+            with pytest.warns(UserWarning, match=r"step is 5000, .*thousand iterations.* Pass iteration / 1000"):
+                call(*pair, step)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in (60, 999, 5000.0, math.inf, 10**9):
