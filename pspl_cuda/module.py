@@ -25,6 +25,8 @@ from .functional import unavailable_reason, weighted_loss
 from .schedule import Schedule
 from .stats import PSPLStats
 
+# forward() reads no attribute of the next two classes, because torch.compile of torch 2.4 and 2.6 can't.
+
 
 class _Constant:
     """An attribute of PSPLLoss for one field of its Config. Assigning to it checks the value and replaces the Config."""
@@ -53,22 +55,6 @@ class _OfSchedule:
         setattr(module.schedule, self.name, value)
 
 
-class _Checked:
-    """An attribute of PSPLLoss with a check of its own."""
-
-    def __init__(self, check: Callable[[str, Any], Any]) -> None:
-        self.check = check
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, module: PSPLLoss | None, owner: type | None = None) -> Any:
-        return self if module is None else module.__dict__[self.name]
-
-    def __set__(self, module: PSPLLoss, value: Any) -> None:
-        module.__dict__[self.name] = self.check(self.name, value)
-
-
 def _check_backend(name: str, value: Any) -> str:
     backend = check_choice(name, value, BACKENDS)
     if backend in _library.reasons and (reason := unavailable_reason(backend)):
@@ -76,6 +62,12 @@ def _check_backend(name: str, value: Any) -> str:
     return backend
 
 
+# The checks of the attributes that are neither in the config nor in the schedule.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "return_stats": check_flag,
+    "backend": _check_backend,
+    "loss_weight": check_weight,
+}
 # The attributes that can't be assigned, and what to do instead.
 _FIXED = {
     "start_iteration": "Assign iteration.",
@@ -147,7 +139,6 @@ class PSPLLoss(nn.Module):
     alpha, beta, gamma, mu = _Constant(), _Constant(), _Constant(), _Constant()
     distance, eps, reduction = _Constant(), _Constant(), _Constant()
     data_range, window_size, sigma, k1, k2, padding = (_Constant() for _ in range(6))
-    return_stats, backend, loss_weight = _Checked(check_flag), _Checked(_check_backend), _Checked(check_weight)
     iteration, calls_per_iteration = _OfSchedule(), _OfSchedule()
     total_iterations, iterations_per_step = _OfSchedule(), _OfSchedule()
 
@@ -194,6 +185,8 @@ class PSPLLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED:
             raise AttributeError(f"{name} of PSPLLoss can't be assigned. {_FIXED[name]}")
+        if name in _CHECKS:
+            value = _CHECKS[name](name, value)
         if hasattr(type(self), name):  # nn.Module would register a Parameter or a Module past the attribute's check
             object.__setattr__(self, name, value)
         else:
@@ -233,9 +226,10 @@ class PSPLLoss(nn.Module):
         An explicit ``step`` is used unchanged, and the count does not change.
         """
         if step is not None:
-            if self.total_iterations is not None:
+            total = self.schedule.total_iterations
+            if total is not None:
                 raise ValueError(
-                    f"total_iterations is {self.total_iterations} and step was given in a call; expected one of them. Leave out "
+                    f"total_iterations is {total} and step was given in a call; expected one of them. Leave out "
                     "step, or construct PSPLLoss without total_iterations."
                 )
             warn_of_iterations(step)

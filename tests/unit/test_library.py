@@ -91,12 +91,13 @@ def test_library_built_from_other_sources_is_not_loaded(changed, stale, clone):
     assert backend_info_in(clone)["cpu"]["reason"] == (message if stale else None)
 
 
-def test_less_than_the_processor_has_can_be_asked_for():
+def test_less_than_the_processor_has_can_be_asked_for(tmp_path):
     if not pspl_cuda.backend_info()["cpu"]["available"]:
         pytest.skip("the CPU kernel is not built")
     code = "import pspl_cuda; print(pspl_cuda.backend_info()['cpu']['instruction_set'])"
     environment = {**os.environ, "PSPL_CPU_ISA": "baseline"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]  # away from the clone, which may have kernels for another torch
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "baseline"
 
 

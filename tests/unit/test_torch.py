@@ -11,6 +11,7 @@ import torch
 
 import pspl_cuda
 from pspl_cuda import _torch
+from pspl_cuda._build import numbers
 
 PACKAGE = Path(pspl_cuda.__file__).parent
 
@@ -27,7 +28,7 @@ NAMES = {
     "torch.compiler.is_exporting": (2, 7),
     "torch.utils._pytree._register_namedtuple": None,
 }
-VERSION = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+VERSION = numbers(torch.__version__)
 
 
 @pytest.mark.parametrize("name", NAMES)
