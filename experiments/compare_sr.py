@@ -112,8 +112,8 @@ def table(experiments: list[Experiment], rows: list[dict]) -> str:
             for name in datasets:
                 row = mine.get(name)
                 cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}" if row else "")
-                compared = row and row["psnr_gains"]
-                cells.append(f"{row['psnr_gain']:+.2f} ({row['psnr_gains']})" if compared else "")
+                gains = " ".join(f"{float(gain):+.2f}" for gain in row["psnr_gains"].split()) if row else ""
+                cells.append(f"{row['psnr_gain']:+.2f} ({gains})" if gains else "")
             lr = ""
             if arm in experiment.arms:
                 tried = [f"{rate:g}" for rate in experiment.rates[arm]]
@@ -126,10 +126,10 @@ def described(experiment: Experiment) -> str:
     """What was trained, how long it took, and when each arm had what the plain loss had at the end."""
     s = experiment.settings
     end = experiment.arms[PLAIN].psnr[:, -1].mean()
-    until = ", ".join(
-        f"{arm} {iterations_until(end, tuned.iterations, tuned.psnr.mean(0)):.0f}"
-        for arm, tuned in experiment.arms.items()
-    )
+    reached = {
+        arm: iterations_until(end, tuned.iterations, tuned.psnr.mean(0)) for arm, tuned in experiment.arms.items()
+    }
+    until = ", ".join(f"{arm} {'never' if np.isnan(at) else round(at)}" for arm, at in reached.items())
     seconds = [value for state in experiment.runs for value in state["seconds"].values()]
     return (
         f"- {experiment.title}: {s.distance}, {s.iterations} iterations of {s.batch} patches of {s.patch} pixels, {s.optimizer}, "
