@@ -105,7 +105,9 @@ def networks(experiments: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray
         _difference(below, curves)
         handles, labels = above.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown), handlelength=3.5)
+    figure.legend(
+        shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 3 * len(experiments)), handlelength=3.5
+    )
     save(figure, path)
 
 
