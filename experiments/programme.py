@@ -64,7 +64,6 @@ JOBS = [
     *[Job("edsr-fine", seed, f"{PRETRAINED} --lr 1e-4 --arms {FEW}", start="edsr-4e-4") for seed in (0, 1)],
     *[Job("drrn-1e-3", seed, f"{DRRN} --lr 1e-3 --arms {FEW}") for seed in (0, 1)],
     *[Job("edsr-8e-4", seed, f"{FROM_SCRATCH} --lr 8e-4 --arms {FEW}") for seed in (0, 1)],
-    *[Job("lapsrn-4e-3", seed, f"{LAPSRN} --lr 4e-3 --arms plain pspl:1/3:0.8") for seed in (0, 1)],
     *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {FEW}") for seed in (0, 1)],
     *[Job("drrn-1e-3-controls", seed, f"{DRRN} --lr 1e-3 --arms pspl warmup:1/3") for seed in (0, 1)],
     *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW}") for seed in (0, 1)],
