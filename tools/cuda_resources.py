@@ -50,7 +50,7 @@ LIMITS = {
 }
 # The FP32 pipe; the last three have two operations each.
 _FP32 = {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"}
-_FILES = {"float": "float32", "__half": "float16_float32", "__nv_bfloat16": "bfloat16_float32"}
+_NAMES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
 
 
 def find_tool(name: str) -> str | None:
@@ -195,6 +195,12 @@ def _code(path: Path, architecture: int) -> dict[str, list[tuple[int, str]]]:
     return found
 
 
+def machine_code(kernel: str, architecture: int) -> list[tuple[int, str]]:
+    """The instructions of a strip kernel and their addresses, compiled if necessary."""
+    types = dict.fromkeys(_NAMES[name] for name in re.match(r"strip_forward<(\w+), (\w+)", kernel).groups())
+    return _code(compile_all()["_".join(types)], architecture)[kernel]
+
+
 class Loop(NamedTuple):
     """The inner loop of a strip kernel, per output pixel."""
 
@@ -213,8 +219,7 @@ def steady_state(kernel: str, architecture: int = 90) -> Loop:
     It is the shortest loop that fetches a row and has the exponential function of Eq. 7 in it. A lane makes two pixels per
     turn. The lanes of a warp access consecutive addresses in shared memory, so a wavefront moves 128 bytes.
     """
-    file = _FILES[re.match(r"strip_forward<(\w+)", kernel)[1]]
-    code = _code(compile_all()[file], architecture)[kernel]
+    code = machine_code(kernel, architecture)
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)

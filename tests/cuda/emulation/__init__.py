@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,9 @@ class Device:
     workspace: tuple[np.ndarray, np.ndarray] | None = None
     # What approximate instructions return within their documented error bounds: one of APPROXIMATIONS.
     approximation: str = "nearest"
+    # Executes forward launches in place of the emulation: driver(kernel's mangled name, blocks, bytes of shared memory,
+    # arguments, memory), where memory is what the launch may access: {address: bytes}.
+    driver: Callable[[str, int, int, bytes, dict[int, int]], None] | None = None
 
 
 _device = Device()
@@ -137,7 +141,14 @@ def _forward(
     seed = next(_seeds) if _device.seed is None else _device.seed
     kernels.set_approximation(APPROXIMATIONS.index(_device.approximation))
     run = getattr(kernels, f"forward_{name}")
-    run(params, partials.ctypes.data, ticket.ctypes.data, _device.multiprocessors, seed)
+    tensors = (sr, hr, result, gradient, stats, step_tensor)
+    storages = [x.untyped_storage() for x in tensors if x is not None and x.numel()]
+    memory = {x.data_ptr(): x.nbytes() for x in storages} | {x.ctypes.data: x.nbytes for x in (partials, ticket)}
+    kernels.set_driver(_device.driver and functools.partial(_device.driver, memory=memory))
+    try:
+        run(params, partials.ctypes.data, ticket.ctypes.data, _device.multiprocessors, seed)
+    finally:
+        kernels.set_driver(None)
     assert ticket[0] == 0, "the launch did not leave its ticket at 0"
     return result, stats, gradient
 

@@ -1,4 +1,5 @@
 // The launchers of csrc/cuda for Python: memory comes as integer addresses, everything else as plain numbers.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -108,6 +109,17 @@ void backward(uintptr_t saved_gradient, int saved_dtype, uintptr_t grad_output, 
 
 void set_approximation(int which) { emulation::approximation = static_cast<emulation::Approximation>(which); }
 
+// Launches go to driver(mangled name of the kernel, blocks, bytes of shared memory, arguments); None: to the emulation.
+void set_driver(const py::object& driver) {
+  emulation::driver = nullptr;
+  if (driver.is_none()) return;
+  emulation::driver = [driver](const void* kernel, unsigned blocks, size_t shared_bytes, const std::string& arguments) {
+    Dl_info symbol{};
+    dladdr(kernel, &symbol);
+    driver(symbol.dli_sname, blocks, shared_bytes, py::bytes(arguments));
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, module) {
@@ -122,6 +134,7 @@ PYBIND11_MODULE(emulated_kernels, module) {
     return pspl::cuda::has_kernels(static_cast<pspl::DType>(sr), static_cast<pspl::DType>(hr));
   });
   module.def("set_approximation", &set_approximation);
+  module.def("set_driver", &set_driver);
 
   // The shim's own arithmetic, to be tested.
   module.def("rcp_approx", &emulation::rcp_approx);

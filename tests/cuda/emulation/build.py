@@ -70,7 +70,7 @@ def module() -> Path:
     sources = [HERE / "bindings.cpp", HERE / "fibers.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     return build(
         sources,
-        "-O2 -fvisibility=hidden",
+        "-O2",  # symbols stay visible: set_driver() of bindings.cpp asks for the names of the kernels
         system_dirs=(pybind11.get_include(), sysconfig.get_path("include")),
         suffix=sysconfig.get_config_var("EXT_SUFFIX"),
     )

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -237,8 +238,20 @@ struct cudaLaunchConfig_t {
 };
 
 namespace emulation {
+
 inline cudaError_t last_error = cudaSuccess;
+
+// Takes the launches in place of run(), if it is set: the kernel, blocks, bytes of shared memory, and arguments as they
+// lie in constant memory.
+inline std::function<void(const void*, unsigned, size_t, const std::string&)> driver;
+
+template <typename T>
+void append(std::string& arguments, const T& argument) {
+  arguments.resize((arguments.size() + alignof(T) - 1) / alignof(T) * alignof(T));
+  arguments.append(reinterpret_cast<const char*>(&argument), sizeof(T));
 }
+
+}  // namespace emulation
 
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 
@@ -250,6 +263,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (config->gridDim.x == 0 || config->gridDim.x > INT32_MAX || threads == 0 || threads > emulation::kMaxThreads ||
       threads % emulation::kWarpSize != 0 || config->dynamicSmemBytes > emulation::kMaxSharedBytes) {
     return emulation::last_error = cudaErrorInvalidConfiguration;
+  }
+  if (emulation::driver) {
+    std::string bytes;
+    (emulation::append<Parameters>(bytes, arguments), ...);
+    emulation::driver(reinterpret_cast<const void*>(kernel), config->gridDim.x, config->dynamicSmemBytes, bytes);
+    return cudaSuccess;
   }
   // By value: a thread that wrote to its arguments would not reach the others.
   emulation::run(config->gridDim.x, threads, config->dynamicSmemBytes, [&] { kernel(arguments...); });
