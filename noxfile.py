@@ -38,6 +38,8 @@ CORE_TESTS = (
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
 # Without them, the tests of clang, clang-tidy, aarch64 and of the instructions of the CUDA kernels are skipped.
 DEEP_TOOLS = ("clang-tidy", "nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14", "ziglang")
+# build_tools/backend.py
+NO_TORCH = "pspl_cuda is built against the torch that it will run with"
 # What torch provides; a wheel must not contain it.
 EXTERNAL_LIBRARIES = ("libtorch*.so*", "libc10*.so*")
 
@@ -187,7 +189,8 @@ def wheel_pythons(session: nox.Session) -> None:
     "case",
     [
         *("cpu", "editable", "sdist", "offline", "no_torch", "no_compiler", "oldest_torch", "newest_torch", "cuda"),
-        *("cuda_no_toolkit", "pip_before_22_1", "odd_path", "git", "uv", "uv_project"),
+        *("cuda_no_toolkit", "pip_before_22_1", "noisy_python", "torch_on_pythonpath", "odd_path", "git"),
+        *("uv", "uv_project"),
     ],
 )
 def install(session: nox.Session, case: str) -> None:
@@ -228,8 +231,13 @@ def install_sdist(session: nox.Session, sources: str) -> None:
 
 
 def install_offline(session: nox.Session, sources: str) -> None:
+    """With the build requirements of the environment; setuptools that is too old is named."""
     install_torch(session, TORCH, *BUILD_REQUIREMENTS)
-    session.install("--no-index", "--no-build-isolation", "--no-deps", sources, env={"PSPL_CUDA": "off"})
+    install = ("--no-index", "--no-build-isolation", "--no-deps", sources)
+    session.install("setuptools<77")
+    refused(session, "pip install 'setuptools>=77'", "python", "-m", "pip", "install", *install)
+    session.install(*BUILD_REQUIREMENTS)
+    session.install(*install, env={"PSPL_CUDA": "off"})
     check(session)
 
 
@@ -285,6 +293,25 @@ def install_pip_before_22_1(session: nox.Session, sources: str) -> None:
     check(session)
 
 
+def install_noisy_python(session: nox.Session, sources: str) -> None:
+    """A Python that prints when it starts."""
+    install_torch(session, TORCH)
+    (folder,) = Path(session.virtualenv.location).glob("lib/python*/site-packages")
+    (folder / "noisy.pth").write_text("import sys; print('hello')\n")
+    session.install(sources, env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    check(session, cpu=False, reason="off when it was built")
+
+
+def install_torch_on_pythonpath(session: nox.Session, sources: str) -> None:
+    """As clusters load it."""
+    folder = str(Path(session.create_tmp()).resolve() / "modules")
+    shutil.rmtree(folder, ignore_errors=True)
+    install_torch(session, TORCH, "--target", folder)
+    environment = {"PYTHONPATH": folder}
+    session.install(sources, env={**environment, "PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    check(session, cpu=False, reason="off when it was built", built_with=TORCH, env=environment)
+
+
 def install_odd_path(session: nox.Session, sources: str) -> None:
     """A folder with a space and a letter outside ASCII, for pip wheel."""
     install_torch(session, TORCH)
@@ -316,7 +343,7 @@ def install_uv(session: nox.Session, sources: str) -> None:
     check(session)
     python = os.path.join(session.bin, "python")
     install = ("uv", "pip", "install", f"--python={python}", "--reinstall-package=pspl_cuda", sources)
-    refused(session, *install)
+    refused(session, NO_TORCH, *install)
     session.run(*install, "--no-build-isolation", env=environment)
     check(session)
 
@@ -337,7 +364,7 @@ pspl_cuda = {{ path = "{sources}" }}
 """
     (project / "pyproject.toml").write_text(text)
     sync = ("uv", "sync", f"--project={project}", f"--python={session.bin}/python")
-    refused(session, *sync)
+    refused(session, NO_TORCH, *sync)
     settings = '[tool.uv.extra-build-dependencies]\npspl-cuda = [{ requirement = "torch", match-runtime = true }]\n'
     (project / "pyproject.toml").write_text(text + settings)
     session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
@@ -345,10 +372,10 @@ pspl_cuda = {{ path = "{sources}" }}
         session.run(str(project / ".venv" / "bin" / "python"), str(CHECK), "--cuda=no", external=True)
 
 
-def refused(session: nox.Session, *command: str) -> None:
-    """Run a command that must stop with the backend's sentence."""
+def refused(session: nox.Session, sentence: str, *command: str) -> None:
+    """Run a command that must stop with a sentence of the backend."""
     printed = session.run(*command, success_codes=range(1, 256), silent=True)
-    assert "pspl_cuda is built against the torch that it will run with" in " ".join(printed.split()), printed
+    assert sentence in " ".join(printed.split()), printed
 
 
 def check(
