@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import pspl_cuda
 from helpers.refusals import refused
 from pspl_cuda import PSPLLoss, _library
+from pspl_cuda._build import numbers
 from pspl_cuda.schedule import Schedule
 
 
@@ -296,6 +297,8 @@ def _state_in_fake_mode(loss, pair):
 
 
 def _export(loss, pair):
+    if numbers(torch.__version__) == (2, 4):
+        pytest.skip("torch 2.4 exports no module that changes a tensor")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.export(loss, pair, strict=False)
