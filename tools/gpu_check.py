@@ -120,6 +120,8 @@ def run(words: list[str], log: Path, env: dict[str, str], seconds: float) -> str
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell starts its background jobs deaf to SIGINT, and their processes inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             code = process.wait(seconds)

@@ -75,6 +75,15 @@ def test_every_part_starts_on_a_cpu(names, tmp_path):
         assert {row["impl"] for row in report.load(out / "dry-run.json")} >= {"nn.L1Loss", "PSPL fused, EDSR baseline"}
 
 
+@pytest.fixture
+def background_job():
+    """A shell starts its background jobs deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("background_job")
 def test_the_time_is_kept(tmp_path):
     """One part hangs and ignores the interrupt, the next takes what is left, the last is not reached."""
     hangs = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('in vain', flush=True); time.sleep(600)"
@@ -119,7 +128,10 @@ def test_an_interrupt_ends_the_part_and_completes_the_report(tmp_path):
         "part = Part(60, (sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)'))\n"
         f"sys.exit(check(Device('Some GPU', 'cuda', '9.0'), {{'one': part, 'two': part}}, Path({str(tmp_path)!r}), 10))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    hears = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # also where pytest is a background job
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **hears)
     log = tmp_path / "some-gpu-one.log"
     while not (log.exists() and log.read_text()):
         time.sleep(0.1)
