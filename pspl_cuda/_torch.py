@@ -33,7 +33,15 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 
 # Whether torch.export makes a program. Without it (before torch 2.7), exported programs are like compiled code: a PSPLLoss in one
 # counts, and AOTInductor refuses return_stats=True.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+_knows_exporting = getattr(torch.compiler, "_is_exporting_flag", None) is not None
+
+
+def is_exporting() -> bool:
+    """Whether torch.export makes a program.
+
+    torch.compile takes torch.compiler.is_exporting() for True in some versions (2.10), but reads its variable.
+    """
+    return _knows_exporting and torch.compiler._is_exporting_flag
 
 
 def define_library(namespace: str) -> torch.library.Library:

@@ -25,7 +25,7 @@ NAMES = {
     "torch._C._functorch.peek_interpreter_stack": None,
     "torch._dynamo.mark_static_address": None,
     "torch.autograd.forward_ad._current_level": None,
-    "torch.compiler.is_exporting": (2, 7),
+    "torch.compiler._is_exporting_flag": (2, 7),
     "torch.utils._pytree._register_namedtuple": None,
 }
 VERSION = numbers(torch.__version__)
@@ -127,6 +127,7 @@ def test_is_exporting():
             return x + 1 if _torch.is_exporting() else x
 
     assert Module()(torch.zeros(1)) == 0
+    assert torch.compile(Module(), backend="eager", fullgraph=True)(torch.zeros(1)) == 0
     program = torch.export.export(Module(), (torch.zeros(1),)).module()
     assert program(torch.zeros(1)) == (VERSION >= (2, 7))
 
