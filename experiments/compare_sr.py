@@ -59,14 +59,19 @@ def experiments_of(folders: list[Path], arms: list[str] | None) -> list[Experime
     """The runs of ``folders``, in the order of their first; of ``arms`` only, in this order.
 
     Raises:
-        SystemExit: runs that did not end, or an experiment without the plain loss.
+        SystemExit: runs that did not end, an experiment without the plain loss, or two of one title.
     """
     by_rate: dict[str, dict[float, list[Path]]] = {}
     for folder in folders:
         settings = load_checkpoint(folder / CHECKPOINT)["settings"]
         shared = {name: value for name, value in comparable(settings).items() if name != "lr"}
         by_rate.setdefault(json.dumps(shared), {}).setdefault(settings["lr"], []).append(folder)
-    return [_experiment(group, arms) for group in by_rate.values()]
+    experiments = [_experiment(group, arms) for group in by_rate.values()]
+    titles = [experiment.title for experiment in experiments]
+    for title in titles:
+        if titles.count(title) > 1:  # their rows would be taken for each other's
+            raise SystemExit(f"--run has {titles.count(title)} experiments {title} with other settings: expected one.")
+    return experiments
 
 
 def _experiment(by_rate: dict[float, list[Path]], arms: list[str] | None) -> Experiment:
@@ -104,7 +109,7 @@ def table(experiments: list[Experiment], rows: list[dict]) -> str:
     """Markdown, like Table 1: a row per network and loss, the datasets side by side."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     header = ["network", "loss", "learning rate", *(cell for name in datasets for cell in (name, "gain"))]
-    lines = [header, ["---"] * (len(header))]
+    lines = [header, ["---"] * len(header)]
     for experiment in experiments:
         for arm in ("bicubic", *experiment.arms):
             mine = {r["dataset"]: r for r in rows if (r["network"], r["arm"]) == (experiment.title, arm)}

@@ -48,8 +48,8 @@ PRETRAINED = f"{EDSR} --iterations 800 --halve-every 200 --validate-every 100"
 CONTROLS = "plain pspl pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"
 ARMS = f"{CONTROLS} pspl:1/3"
 FEW = "plain pspl:1/3:0.8 scale:1/3:0.8"
-DEATH = "plain pspl:1/3 pspl:1/3:0.8"
-STARTS = "pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"
+BOTH_STARTS = "plain pspl:1/3 pspl:1/3:0.8"
+OTHER_STARTS = "pspl:1/3:1 pspl:1/3:2 pspl:1/3:similarity"
 
 JOBS = [
     # The five networks.
@@ -68,10 +68,10 @@ JOBS = [
     *[Job("drrn-1e-3-controls", seed, f"{DRRN} --lr 1e-3 --arms pspl warmup:1/3") for seed in (0, 1)],
     *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW}") for seed in (0, 1)],
     # Other starts of the schedule.
-    *[Job("srcnn-starts", seed, f"{SRCNN} --lr 1e-3 --arms {STARTS}") for seed in (0, 1, 2)],
+    *[Job("srcnn-starts", seed, f"{SRCNN} --lr 1e-3 --arms {OTHER_STARTS}") for seed in (0, 1, 2)],
     # Near the highest rate that VDSR stands, and what saves it.
-    *[Job("vdsr-1e-3", seed, f"{VDSR} --lr 1e-3 --arms {DEATH}") for seed in (0, 1)],
-    *[Job("vdsr-1e-3-clip", seed, f"{VDSR} --lr 1e-3 --clip 0.4 --arms {DEATH}") for seed in (0, 1)],
+    *[Job("vdsr-1e-3", seed, f"{VDSR} --lr 1e-3 --arms {BOTH_STARTS}") for seed in (0, 1)],
+    *[Job("vdsr-1e-3-clip", seed, f"{VDSR} --lr 1e-3 --clip 0.4 --arms {BOTH_STARTS}") for seed in (0, 1)],
     # The paper's Fig. 4.
     *[Job("edsr-x2", seed, f"{FROM_SCRATCH} --scale 2 --lr 4e-4 --arms plain pspl pspl:1/3:0.8") for seed in (0, 1)],
 ]

@@ -189,6 +189,10 @@ def test_compare(folder, tmp_path):
     assert f"| srcnn x2 | plain | {float(best):g} of 0.0001, 0.001 |" in text
     assert images.read(out / "convergence.png").std() > 10
 
+    train(folder, tmp_path / "longer", "--iterations", "4", "--arms", "plain")
+    both = [str(runs["1e-4", "0"]), str(tmp_path / "longer")]
+    with pytest.raises(SystemExit, match="2 experiments srcnn x2 with other settings"):
+        compare_sr.main(["--run", *both, "--scores", str(scores / "means.csv"), "--out", str(out)])
     train(folder, tmp_path / "alone", "--arms", "pspl:1/3")
     with pytest.raises(SystemExit, match="expected a run with the arm plain"):
         compare_sr.main(["--run", str(tmp_path / "alone"), "--scores", str(scores / "means.csv"), "--out", str(out)])
