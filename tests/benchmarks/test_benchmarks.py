@@ -311,7 +311,7 @@ def test_default_folder_is_ignored_by_git():
     assert f"{folder}/\n" in (ROOT / ".gitignore").read_text()
 
 
-README_ROWS = "benchmarks/results/amd-epyc-2-threads.json"
+README_ROWS = "benchmarks/results/intel-r-xeon-r-processor-2-threads.json"
 
 
 def _copied(path, folder):
