@@ -41,8 +41,11 @@ EDSR = "--model edsr-baseline --batch 4 --patch 64 --log-every 20"
 FROM_SCRATCH = f"{EDSR} --iterations 1200 --halve-every 300 --validate-every 200"
 VDSR = "--model vdsr --batch 4 --patch 41 --iterations 600 --halve-every 150 --validate-every 150 --log-every 15"
 LAPSRN = "--model lapsrn --batch 4 --patch 64 --iterations 1000 --halve-every 250 --validate-every 200 --log-every 20"
-# A validation of DRRN on Set5 takes as long as 120 of its iterations.
-DRRN = "--model drrn --batch 2 --patch 31 --iterations 200 --halve-every 50 --validate-every 200 --log-every 10"
+# A validation of DRRN on Set5 takes as long as 400 of its iterations. bfloat16 makes it 3.6 times as fast on a CPU with AMX.
+DRRN = (
+    "--model drrn --batch 2 --patch 31 --iterations 1000 --halve-every 250 --validate-every 250 --log-every 20"
+    " --precision bf16-mixed"
+)
 PRETRAINED = f"{EDSR} --iterations 800 --halve-every 200 --validate-every 100"
 # What takes PSPL apart; and the schedule from the paper's start.
 CONTROLS = "plain pspl pspl:1/3:0.8 scale:1/3:0.8 warmup:1/3"
@@ -57,16 +60,15 @@ JOBS = [
     *[Job("edsr-4e-4", seed, f"{FROM_SCRATCH} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
     *[Job("vdsr-2e-4", seed, f"{VDSR} --lr 2e-4 --arms {CONTROLS}") for seed in (0, 1)],
     *[Job("lapsrn-1e-3", seed, f"{LAPSRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
+    *[Job("drrn-1e-3", seed, f"{DRRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
     # Other learning rates: each loss is compared at its own best one.
     *[Job("srcnn-2e-3", seed, f"{SRCNN} --lr 2e-3 --arms {ARMS}") for seed in (0, 1, 2)],
     *[Job("lapsrn-2e-3", seed, f"{LAPSRN} --lr 2e-3 --arms {FEW} pspl:1/3") for seed in (0, 1)],
     # In practice a network is trained already.
     *[Job("edsr-fine", seed, f"{PRETRAINED} --lr 1e-4 --arms {FEW}", start="edsr-4e-4") for seed in (0, 1)],
-    *[Job("drrn-1e-3", seed, f"{DRRN} --lr 1e-3 --arms {FEW}") for seed in (0, 1)],
     *[Job("edsr-8e-4", seed, f"{FROM_SCRATCH} --lr 8e-4 --arms {FEW}") for seed in (0, 1)],
     *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {FEW}") for seed in (0, 1)],
-    *[Job("drrn-1e-3-controls", seed, f"{DRRN} --lr 1e-3 --arms pspl warmup:1/3") for seed in (0, 1)],
-    *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW}") for seed in (0, 1)],
+    *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW} pspl:1/3") for seed in (0, 1)],
     # Other starts of the schedule.
     *[Job("srcnn-starts", seed, f"{SRCNN} --lr 1e-3 --arms {OTHER_STARTS}") for seed in (0, 1, 2)],
     # Near the highest rate that VDSR stands, and what saves it.

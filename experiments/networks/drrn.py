@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from .bicubic import enlarge
-
-
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-    return convolution
-
-
-def _activation(features: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(features), nn.ReLU())
 
 
 class DRRN(nn.Module):
     """One recursive block of 25 residual units, 128 features, added to the bicubic enlargement.
 
-    Batch normalisation and ReLU come before each convolution. The units share their two convolutions; each use of them has
-    a normalisation of its own, as in the authors' network files, since each sees other statistics.
+    The units share their two convolutions. ReLU comes before each convolution. There is no batch normalisation, as in the
+    code of the PSPL authors; the network's own paper has one before each ReLU.
     """
 
     channels = 1
@@ -29,14 +20,14 @@ class DRRN(nn.Module):
     def __init__(self, scale: int, units: int = 25, features: int = 128):
         super().__init__()
         self.scale = scale
-        self.first = nn.Sequential(_activation(self.channels), _convolution(self.channels, features))
-        self.unit = nn.ModuleList(_convolution(features, features) for _ in range(2))
-        self.activations = nn.ModuleList(_activation(features) for _ in range(2 * units))
-        self.last = nn.Sequential(_activation(features), _convolution(features, self.channels))
+        self.units = units
+        self.first = nn.Conv2d(self.channels, features, 3, padding=1, bias=False)
+        self.unit = nn.ModuleList(nn.Conv2d(features, features, 3, padding=1, bias=False) for _ in range(2))
+        self.last = nn.Conv2d(features, self.channels, 3, padding=1, bias=False)
 
     def forward(self, lr: Tensor) -> Tensor:
         image = enlarge(lr, self.scale)
-        first = features = self.first(image)
-        for a, b in zip(self.activations[::2], self.activations[1::2], strict=True):
-            features = first + self.unit[1](b(self.unit[0](a(features))))
-        return image + self.last(features)
+        first = features = self.first(relu(image))
+        for _ in range(self.units):
+            features = first + self.unit[1](relu(self.unit[0](relu(features))))
+        return image + self.last(relu(features))
