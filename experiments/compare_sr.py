@@ -2,10 +2,13 @@
 
     python experiments/evaluate_sr.py --run runs/*/* --data Set5 Set14 BSD100 --out scores
     python experiments/compare_sr.py --run runs/*/* --scores scores/means.csv --out results
+    python experiments/compare_sr.py --out results                                              draws the kept rows again
 
-Runs that differ in their seeds, arms and learning rates only belong together. The best learning rate of an arm is the one with
-the highest PSNR on the validation images at the end, mean over the seeds. Only there are scores needed. --out gets table.md,
-scores.csv, validation.csv (every run, whatever its rate) and convergence.png.
+Runs that differ in their seeds, arms and learning rates only belong together: an experiment. The best learning rate of an arm is
+the one with the highest PSNR on the validation images at the end, mean over the seeds. Only there are scores needed.
+
+--out gets experiments.csv, validation.csv (every run, whatever its rate), scores.csv, and table.md and convergence.png, which are
+made from these three. Rows of other experiments that --out already has stay.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ import numpy as np
 
 from report_sr import (
     bicubic_psnr,
+    by_arm_and_seed,
     comparable,
     iterations_until,
-    psnrs,
+    read_csv,
     read_runs,
     read_scores,
     settings_of,
@@ -30,116 +34,172 @@ from report_sr import (
 )
 from training import figures
 from training.files import atomic, writable_folder
-from training.loop import CHECKPOINT, load_checkpoint, write_csv
-from training.settings import Settings
+from training.loop import write_csv
 
 PLAIN = "plain"
 
 
+class Rows(NamedTuple):
+    """What is kept of experiments, one csv file each; ``network`` is the experiment's title in all of them."""
+
+    experiments: list[dict]
+    validation: list[dict]
+    scores: list[dict]
+
+    @classmethod
+    def read(cls, folder: Path) -> Rows:
+        """Those of ``folder``; none where it has no file."""
+        paths = [folder / f"{name}.csv" for name in cls._fields]
+        return cls(*(read_csv(path) if path.exists() else [] for path in paths))
+
+    def write(self, folder: Path) -> None:
+        for name, rows in self._asdict().items():
+            write_csv(rows, folder / f"{name}.csv")
+
+    def of(self, network: str) -> Rows:
+        return Rows(*([row for row in rows if row["network"] == network] for rows in self))
+
+    @property
+    def networks(self) -> list[str]:
+        return [row["network"] for row in self.experiments]
+
+
 class Tuned(NamedTuple):
-    """One arm at its best learning rate. ``psnr``: of the validation images, ``[seeds, points]``."""
+    """One arm at its best learning rate of ``rates``. ``psnr``: of the validation images, ``[seeds, points]``."""
 
     lr: float
+    rates: list[float]
     iterations: np.ndarray
     psnr: np.ndarray
-    runs: dict[tuple[str, int], dict]
 
 
-class Experiment(NamedTuple):
-    """Runs of one network that differ in seeds, arms and learning rates. ``rates``: those of each arm."""
-
-    title: str
-    settings: Settings
-    arms: dict[str, Tuned]
-    rates: dict[str, list[float]]
-    runs: list[dict]
-
-
-def experiments_of(folders: list[Path], arms: list[str] | None) -> list[Experiment]:
-    """The runs of ``folders``, in the order of their first; of ``arms`` only, in this order.
+def tuned(network: str, validation: list[dict]) -> dict[str, Tuned]:
+    """Each arm of an experiment at its best learning rate: the plain loss, then the others by name.
 
     Raises:
-        SystemExit: runs that did not end, an experiment without the plain loss, or two of one title.
+        SystemExit: no plain loss, or other seeds at another rate, which would be compared.
     """
-    by_rate: dict[str, dict[float, list[Path]]] = {}
-    for folder in folders:
-        settings = load_checkpoint(folder / CHECKPOINT)["settings"]
-        shared = {name: value for name, value in comparable(settings).items() if name != "lr"}
-        by_rate.setdefault(json.dumps(shared), {}).setdefault(settings["lr"], []).append(folder)
-    experiments = [_experiment(group, arms) for group in by_rate.values()]
-    titles = [experiment.title for experiment in experiments]
+    curves: dict[str, dict[float, dict[int, dict[int, float]]]] = {}
+    for row in validation:
+        of_seed = curves.setdefault(row["arm"], {}).setdefault(float(row["lr"]), {}).setdefault(int(row["seed"]), {})
+        of_seed[int(row["iteration"])] = float(row["psnr"])
+    if PLAIN not in curves:
+        raise SystemExit(f"{network}: expected a run with the arm {PLAIN} too, to compare with.")
+    seeds = sorted(next(iter(curves[PLAIN].values())))
+    for arm, by_rate in curves.items():
+        for lr, by_seed in by_rate.items():
+            if sorted(by_seed) != seeds:
+                raise SystemExit(
+                    f"{network}: {arm} has seeds {sorted(by_seed)} at the learning rate {lr:g}, {PLAIN} has {seeds}: expected "
+                    "the same."
+                )
+    of_seeds = [of_seed for by_rate in curves.values() for by_seed in by_rate.values() for of_seed in by_seed.values()]
+    iterations = sorted(set.intersection(*map(set, of_seeds)))
+    found = {}
+    for arm in (PLAIN, *sorted(curves.keys() - {PLAIN})):
+        lines = {
+            lr: np.array([[by_seed[seed][iteration] for iteration in iterations] for seed in seeds])
+            for lr, by_seed in sorted(curves[arm].items())
+        }
+        best = max(lines, key=lambda lr: lines[lr][:, -1].mean())
+        found[arm] = Tuned(best, list(lines), np.array(iterations), lines[best])
+    return found
+
+
+def rows_of(states: list[dict], score_paths: list[Path]) -> Rows:
+    """The rows of all experiments among the runs ``states``.
+
+    Raises:
+        SystemExit: two experiments of one title, whose rows would be taken for each other's, or scores that are missing.
+    """
+    groups: dict[str, list[dict]] = {}
+    for state in states:
+        shared = {name: value for name, value in comparable(state["settings"]).items() if name != "lr"}
+        groups.setdefault(json.dumps(shared), []).append(state)
+    titles = [_title(group[0]) for group in groups.values()]
     for title in titles:
-        if titles.count(title) > 1:  # their rows would be taken for each other's
+        if titles.count(title) > 1:
             raise SystemExit(f"--run has {titles.count(title)} experiments {title} with other settings: expected one.")
-    return experiments
+    rows = Rows([], [], [])
+    for title, group in zip(titles, groups.values(), strict=True):
+        for kept, new in zip(rows, _experiment(title, group, score_paths), strict=True):
+            kept += new
+    return rows
 
 
-def _experiment(by_rate: dict[float, list[Path]], arms: list[str] | None) -> Experiment:
-    tuned: dict[str, Tuned] = {}
-    rates: dict[str, list[float]] = {}
-    states = []
-    for lr, folders in sorted(by_rate.items()):
-        runs = read_runs(folders)
-        states += list({id(state): state for state in runs.values()}.values())
-        iterations, psnr = psnrs(runs)
-        for arm, lines in psnr.items():
-            rates.setdefault(arm, []).append(lr)
-            if arm not in tuned or lines[:, -1].mean() > tuned[arm].psnr[:, -1].mean():
-                mine = {key: state for key, state in runs.items() if key[0] == arm}
-                tuned[arm] = Tuned(lr, iterations, lines, mine)
-    settings = settings_of(states[0])
-    if PLAIN not in tuned:
-        raise SystemExit(f"{states[0]['folder']}: expected a run with the arm {PLAIN} too, to compare with.")
+def _title(state: dict) -> str:
+    settings = settings_of(state)
     title = f"{settings.model} x{settings.scale}"
     title += f", clipped at {settings.clip:g}" if settings.clip else ""
-    title += ", pretrained" if settings.pretrained else ""
-    order = [PLAIN, *(arm for arm in arms or tuned if arm != PLAIN)]
-    return Experiment(title, settings, {arm: tuned[arm] for arm in order if arm in tuned}, rates, states)
+    return title + (", pretrained" if settings.pretrained else "")
 
 
-def score_rows(experiment: Experiment, paths: list[Path]) -> list[dict]:
-    """A row per dataset and arm, as :func:`report_sr.table_rows`; the arms of one seed have been trained at different rates."""
-    runs = {key: state for tuned in experiment.arms.values() for key, state in tuned.runs.items()}
-    rows = table_rows(read_scores(paths, runs), PLAIN)
-    lr = {arm: f"{tuned.lr:g}" for arm, tuned in experiment.arms.items()}
-    return [{"network": experiment.title, "lr": lr.get(row["arm"], ""), **row} for row in rows]
+def _experiment(title: str, states: list[dict], score_paths: list[Path]) -> Rows:
+    by_rate: dict[float, list[dict]] = {}
+    for state in states:
+        by_rate.setdefault(state["settings"]["lr"], []).append(state)
+    runs = {(lr, *key): state for lr in sorted(by_rate) for key, state in by_arm_and_seed(by_rate[lr]).items()}
+    validation = [
+        {
+            "network": title,
+            "lr": lr,
+            "seed": seed,
+            "arm": arm,
+            "iteration": row["iteration"],
+            "psnr": f"{row['validation_psnr']:.4f}",
+        }
+        for (lr, arm, seed), state in runs.items()
+        for row in state["rows"]
+        if "validation_psnr" in row and row["arm"] == arm
+    ]
+    arms = tuned(title, validation)
+    best = {(arm, seed): state for (lr, arm, seed), state in runs.items() if arms[arm].lr == lr}
+    scores = table_rows(read_scores(score_paths, best), PLAIN)
+    s = settings_of(states[0])
+    seconds = [value for state in states for value in state["seconds"].values()]
+    facts = {
+        **{name: getattr(s, name) for name in ("distance", "iterations", "batch", "patch", "optimizer", "halve_every")},
+        **{"precision": s.precision, "trainings": len(seconds), "seconds": f"{np.median(seconds):.0f}"},
+        "bicubic": f"{bicubic_psnr(s):.4f}",
+    }
+    return Rows(
+        [{"network": title, **facts}],
+        validation,
+        [{"network": title, "lr": arms[row["arm"]].lr if row["arm"] in arms else "", **row} for row in scores],
+    )
 
 
-def table(experiments: list[Experiment], rows: list[dict]) -> str:
+def table(rows: Rows, arms: dict[str, dict[str, Tuned]]) -> str:
     """Markdown, like Table 1: a row per network and loss, the datasets side by side."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows.scores))
     header = ["network", "loss", "learning rate", *(cell for name in datasets for cell in (name, "gain"))]
     lines = [header, ["---"] * len(header)]
-    for experiment in experiments:
-        for arm in ("bicubic", *experiment.arms):
-            mine = {r["dataset"]: r for r in rows if (r["network"], r["arm"]) == (experiment.title, arm)}
+    for network in rows.networks:
+        scores = {(row["arm"], row["dataset"]): row for row in rows.of(network).scores}
+        for arm in ("bicubic", *arms[network]):
             cells = []
             for name in datasets:
-                row = mine.get(name)
-                cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}" if row else "")
+                row = scores.get((arm, name))
+                cells.append(f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" if row else "")
                 gains = " ".join(f"{float(gain):+.2f}" for gain in row["psnr_gains"].split()) if row else ""
-                cells.append(f"{row['psnr_gain']:+.2f} ({gains})" if gains else "")
+                cells.append(f"{float(row['psnr_gain']):+.2f} ({gains})" if gains else "")
             lr = ""
-            if arm in experiment.arms:
-                tried = [f"{rate:g}" for rate in experiment.rates[arm]]
-                lr = f"{experiment.arms[arm].lr:g}" + (f" of {', '.join(tried)}" if len(tried) > 1 else "")
-            lines.append([experiment.title, arm, lr, *cells])
+            if arm in arms[network]:
+                tried = [f"{rate:g}" for rate in arms[network][arm].rates]
+                lr = f"{arms[network][arm].lr:g}" + (f" of {', '.join(tried)}" if len(tried) > 1 else "")
+            lines.append([network, arm, lr, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def described(experiment: Experiment) -> str:
+def described(facts: dict, arms: dict[str, Tuned]) -> str:
     """What was trained, how long it took, and when each arm had what the plain loss had at the end."""
-    s = experiment.settings
-    end = experiment.arms[PLAIN].psnr[:, -1].mean()
-    reached = {
-        arm: iterations_until(end, tuned.iterations, tuned.psnr.mean(0)) for arm, tuned in experiment.arms.items()
-    }
+    end = arms[PLAIN].psnr[:, -1].mean()
+    reached = {arm: iterations_until(end, each.iterations, each.psnr.mean(0)) for arm, each in arms.items()}
     until = ", ".join(f"{arm} {'never' if np.isnan(at) else round(at)}" for arm, at in reached.items())
-    seconds = [value for state in experiment.runs for value in state["seconds"].values()]
     return (
-        f"- {experiment.title}: {s.distance}, {s.iterations} iterations of {s.batch} patches of {s.patch} pixels, {s.optimizer}, "
-        f"rate halved every {s.halve_every}. {len(seconds)} trainings of {np.median(seconds):.0f} s (median). Iterations until "
-        f"the plain loss's final PSNR on the validation images: {until}."
+        "- {network}: {distance}, {iterations} iterations of {batch} patches of {patch} pixels, {optimizer}, rate halved every "
+        "{halve_every}, {precision}. {trainings} trainings of {seconds} s (median). Iterations until the plain loss's final PSNR "
+        "on the validation images: ".format(**facts) + f"{until}."
     )
 
 
@@ -147,42 +207,32 @@ def main(arguments: list[str] | None = None) -> int:
     """Return 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--run", type=Path, nargs="+", required=True, help="folders of train_sr.py")
-    add("--scores", type=Path, nargs="+", required=True, help="means.csv of evaluate_sr.py on these runs")
-    add("--arms", nargs="+", help="only these, besides the plain loss (default: all)")
+    add("--run", type=Path, nargs="+", default=[], help="folders of train_sr.py (default: none, draw what --out has)")
+    add("--scores", type=Path, nargs="+", default=[], help="means.csv of evaluate_sr.py on these runs")
     add("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     writable_folder(options.out)
 
-    experiments = experiments_of(options.run, options.arms)
-    rows = [row for experiment in experiments for row in score_rows(experiment, options.scores)]
-    write_csv(rows, options.out / "scores.csv")
-    write_csv(
-        [
-            {
-                "network": experiment.title,
-                "lr": state["settings"]["lr"],
-                "seed": state["settings"]["seed"],
-                **{name: row[name] for name in ("arm", "iteration")},
-                "psnr": f"{row['validation_psnr']:.4f}",
-            }
-            for experiment in experiments
-            for state in experiment.runs
-            for row in state["rows"]
-            if "validation_psnr" in row
-        ],
-        options.out / "validation.csv",
-    )
+    kept, new = Rows.read(options.out), rows_of(read_runs(options.run), options.scores)
+    sources = {**dict.fromkeys(kept.networks, kept), **dict.fromkeys(new.networks, new)}
+    if not sources:
+        raise SystemExit(f"{options.out} has no experiments.csv: expected runs, as in --run runs/*/*.")
+    parts = [source.of(network) for network, source in sources.items()]
+    Rows(*(sum(lists, []) for lists in zip(*parts, strict=True))).write(options.out)
+
+    rows = Rows.read(options.out)
+    arms = {network: tuned(network, rows.of(network).validation) for network in rows.networks}
     text = "PSNR in dB / SSIM, mean over the seeds; gains over the plain loss in dB, mean (by seed).\n\n"
-    text += table(experiments, rows) + "\n" + "\n".join(map(described, experiments)) + "\n"
+    text += table(rows, arms) + "\n"
+    text += "\n".join(described(facts, arms[facts["network"]]) for facts in rows.experiments) + "\n"
     with atomic(options.out / "table.md") as file:
         file.write(text.encode())
     curves = {
-        experiment.title: (
-            {arm: (tuned.iterations, tuned.psnr) for arm, tuned in experiment.arms.items()},
-            bicubic_psnr(experiment.settings),
+        facts["network"]: (
+            {arm: (each.iterations, each.psnr) for arm, each in arms[facts["network"]].items()},
+            float(facts["bicubic"]),
         )
-        for experiment in experiments
+        for facts in rows.experiments
     }
     figures.networks(curves, options.out / "convergence.png")
     print(text)

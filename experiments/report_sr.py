@@ -33,26 +33,36 @@ class Score(NamedTuple):
     ssim: float
 
 
-def read_runs(folders: list[Path], arms: list[str] | None = None) -> dict[tuple[str, int], dict]:
-    """The checkpoints of ``folders``, by arm and seed; of ``arms`` only, in this order. Runs of one seed may have different arms.
+def read_runs(folders: list[Path]) -> list[dict]:
+    """The checkpoints of ``folders``.
 
     Raises:
-        SystemExit: runs that differ in more than the seed and the arms, did not end, or lack an arm of another seed.
+        SystemExit: a run that can't be read or did not end.
     """
     states = [load_checkpoint(folder / CHECKPOINT) | {"folder": folder} for folder in folders]
+    for state in states:
+        if state["iteration"] < state["settings"]["iterations"]:
+            raise SystemExit(
+                f"{state['folder']} is at iteration {state['iteration']} of {state['settings']['iterations']}: let it end."
+            )
+    return states
+
+
+def by_arm_and_seed(states: list[dict], arms: list[str] | None = None) -> dict[tuple[str, int], dict]:
+    """Runs that belong together; of ``arms`` only, in this order. Runs of one seed may have different arms.
+
+    Raises:
+        SystemExit: runs that differ in more than the seed and the arms, or lack an arm of another seed.
+    """
     found: dict[tuple[str, int], dict] = {}
     first = comparable(states[0]["settings"])
     for state in states:
         for name, value in comparable(state["settings"]).items():
             if value != first[name]:
                 raise SystemExit(
-                    f"{state['folder']} has {name} {state['settings'].get(name)}, {folders[0]} has "
+                    f"{state['folder']} has {name} {state['settings'].get(name)}, {states[0]['folder']} has "
                     f"{states[0]['settings'].get(name)}: expected runs that differ in the seed or the arms."
                 )
-        if state["iteration"] < state["settings"]["iterations"]:
-            raise SystemExit(
-                f"{state['folder']} is at iteration {state['iteration']} of {state['settings']['iterations']}: let it end."
-            )
         for arm in state["settings"]["arms"]:
             if arms and arm not in arms:
                 continue
@@ -230,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     writable_folder(options.out)
 
-    runs = read_runs(options.run, options.arms)
+    runs = by_arm_and_seed(read_runs(options.run), options.arms)
     first = next(iter(runs.values()))
     arms = list(dict.fromkeys(arm for arm, _ in runs))
     settings = settings_of(first)

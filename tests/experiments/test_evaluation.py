@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ from helpers.experiments import dataset, photograph, save, shrunken, train
 from networks import build
 from training import figures, images
 from training.loop import CHECKPOINT, load_checkpoint
+
+
+TEXTS = ("experiments.csv", "validation.csv", "scores.csv", "table.md")  # of compare_sr.py
 
 
 def read_csv(path):
@@ -189,6 +194,15 @@ def test_compare(folder, tmp_path):
     assert f"| srcnn x2 | plain | {float(best):g} of 0.0001, 0.001 |" in text
     assert images.read(out / "convergence.png").std() > 10
 
+    # One experiment after the other into one folder, in which the rows of the first stay; and without runs.
+    parts = tmp_path / "parts"
+    for names in (("1e-4", "1e-3"), ("start",), ()):
+        of_part = [str(run) for (name, _), run in runs.items() if name in names]
+        given = ["--run", *of_part, "--scores", str(scores / "means.csv")] if names else []
+        compare_sr.main([*given, "--out", str(parts)])
+    for name in TEXTS:
+        assert (parts / name).read_bytes() == (out / name).read_bytes()
+
     train(folder, tmp_path / "longer", "--iterations", "4", "--arms", "plain")
     both = [str(runs["1e-4", "0"]), str(tmp_path / "longer")]
     with pytest.raises(SystemExit, match="2 experiments srcnn x2 with other settings"):
@@ -196,6 +210,29 @@ def test_compare(folder, tmp_path):
     train(folder, tmp_path / "alone", "--arms", "pspl:1/3")
     with pytest.raises(SystemExit, match="expected a run with the arm plain"):
         compare_sr.main(["--run", str(tmp_path / "alone"), "--scores", str(scores / "means.csv"), "--out", str(out)])
+
+
+def test_compare_needs_something(tmp_path):
+    with pytest.raises(SystemExit, match=r"has no experiments\.csv: expected runs"):
+        compare_sr.main(["--out", str(tmp_path)])
+
+
+def test_compared_rates_have_the_same_seeds():
+    rows = [
+        {"arm": arm, "lr": lr, "seed": seed, "iteration": "2", "psnr": "28"}
+        for arm, lr, seed in [("plain", "0.001", "0"), ("plain", "0.001", "1"), ("pspl", "0.002", "1")]
+    ]
+    with pytest.raises(SystemExit, match=r"srcnn x2: pspl has seeds \[1\] at the learning rate 0.002, plain has \[0, 1\]"):
+        compare_sr.tuned("srcnn x2", rows)
+
+
+def test_the_compared_networks_in_the_repository_are_made_from_their_rows(tmp_path):
+    results = Path(compare_sr.__file__).parent / "results" / "networks"
+    for name in TEXTS[:-1]:
+        shutil.copy(results / name, tmp_path)
+    compare_sr.main(["--out", str(tmp_path)])
+    for name in TEXTS:
+        assert (tmp_path / name).read_bytes() == (results / name).read_bytes()
 
 
 def test_arms_of_runs(folder, tmp_path):
