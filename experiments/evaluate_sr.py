@@ -13,6 +13,7 @@ demand images and pictures to compare.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +28,7 @@ from training import data, figures, images
 from training.data import Pair
 from training.files import atomic, writable_folder
 from training.loop import CHECKPOINT, load_checkpoint, write_csv
-from training.settings import DEMO, number
+from training.settings import DEMO, PRECISIONS, number
 
 BICUBIC = "bicubic"
 # What tells the rows of one image apart. Runs of different settings may agree in all but their folders.
@@ -59,7 +60,7 @@ class Method(NamedTuple):
 
 
 def methods_of(run: Path, arms: list[str] | None, device: torch.device) -> tuple[int, list[Method]]:
-    """The scale of a run, and its networks, one per arm.
+    """The scale of a run, and its networks, one per arm, in the precision that they were trained and validated in.
 
     Raises:
         SystemExit: the run has not all of ``arms``.
@@ -69,13 +70,19 @@ def methods_of(run: Path, arms: list[str] | None, device: torch.device) -> tuple
     missing = set(arms or []) - set(settings["arms"])
     if missing:
         raise SystemExit(f"--arms {' '.join(sorted(missing))}: {run} has {', '.join(settings['arms'])}.")
+    dtype = PRECISIONS[settings["precision"]]
+
+    def super_resolve(network: torch.nn.Module, lr: np.ndarray) -> images.Result:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return images.super_resolve(network, lr)
+
     methods = []
     for arm in arms or settings["arms"]:
         weights = state["networks"][arm]
         network = build(settings["model"], settings["scale"])
         network.load_state_dict(weights)
         network.to(device, memory_format=torch.channels_last).eval()
-        upscale = lambda lr, network=network: images.super_resolve(network, lr)  # noqa: E731
+        upscale = functools.partial(super_resolve, network)
         methods.append(Method(str(run), settings["model"], arm, settings["seed"], state["iteration"], upscale))
     return settings["scale"], methods
 

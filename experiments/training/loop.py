@@ -251,14 +251,11 @@ class Run:
         return self.rows[-len(self.trained) :]
 
     def _validate(self, trained: _Trained) -> float:
-        """Mean PSNR on the luma, the images shared by the processes."""
+        """Mean PSNR on the luma, in the precision of training, the images shared by the processes."""
         mine = self.validation[self.fabric.global_rank :: self.fabric.world_size]
-        scores = [
-            images.psnr(
-                images.super_resolve(trained.network, pair.lr).y, images.as_result(pair.hr).y, self.settings.scale
-            )
-            for pair in mine
-        ]
+        with self.fabric.autocast():
+            results = [(images.super_resolve(trained.network, pair.lr).y, images.as_result(pair.hr).y) for pair in mine]
+        scores = [images.psnr(sr, hr, self.settings.scale) for sr, hr in results]
         total = self.fabric.all_reduce(torch.tensor(sum(scores), dtype=torch.float64), reduce_op="sum")
         return float(total) / len(self.validation)
 

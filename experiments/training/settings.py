@@ -16,7 +16,8 @@ from .losses import PLAIN, Arm
 
 DEMO = "demo"
 LARGEST_SEED = 2**64 - 1  # of torch.manual_seed
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# How a network runs: the dtype of autocast, or None.
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Recipe(NamedTuple):

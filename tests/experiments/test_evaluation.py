@@ -92,6 +92,15 @@ def test_scales_stand_side_by_side(folder, tmp_path):
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in lines[-1]
 
 
+def test_scores_of_a_run_in_mixed_precision(folder, tmp_path):
+    """The network runs as it did in training and in its own validation."""
+    trained, out = tmp_path / "run", tmp_path / "out"
+    train(folder, trained, "--model", "edsr-baseline", "--arms", "plain", "--precision", "bf16-mixed", "--channels-last")
+    evaluate_sr.main(["--run", str(trained), "--data", str(folder), "--out", str(out)])
+    validated = [row for row in load_checkpoint(trained / CHECKPOINT)["rows"] if "validation_psnr" in row]
+    assert float(read_csv(out / "results.csv")[-1]["psnr"]) == pytest.approx(validated[-1]["validation_psnr"], rel=1e-6)
+
+
 @pytest.mark.parametrize("model", ["srcnn", "edsr-baseline"])
 def test_network_scores(folder, tmp_path, model):
     """From a run: the table agrees with the images that it wrote, and with the run's own validation."""
