@@ -39,9 +39,12 @@ class Job(NamedTuple):
 SRCNN = "--model srcnn-915 --iterations 2400 --batch 8 --halve-every 600 --validate-every 600 --log-every 40"
 EDSR = "--model edsr-baseline --batch 4 --patch 64 --log-every 20"
 FROM_SCRATCH = f"{EDSR} --iterations 1200 --halve-every 300 --validate-every 200"
-VDSR = "--model vdsr --batch 4 --patch 41 --iterations 600 --halve-every 150 --validate-every 150 --log-every 15"
+# bfloat16 makes VDSR and DRRN 3.6 times as fast on a CPU with AMX.
+VDSR = (
+    "--model vdsr --batch 4 --patch 41 --iterations 2000 --halve-every 500 --validate-every 250 --log-every 50"
+    " --precision bf16-mixed"
+)
 LAPSRN = "--model lapsrn --batch 4 --patch 64 --iterations 1000 --halve-every 250 --validate-every 200 --log-every 20"
-# A validation of DRRN on Set5 takes as long as 400 of its iterations. bfloat16 makes it 3.6 times as fast on a CPU with AMX.
 DRRN = (
     "--model drrn --batch 2 --patch 31 --iterations 1000 --halve-every 250 --validate-every 250 --log-every 20"
     " --precision bf16-mixed"
@@ -58,7 +61,7 @@ JOBS = [
     # The five networks.
     *[Job("srcnn-1e-3", seed, f"{SRCNN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1, 2)],
     *[Job("edsr-4e-4", seed, f"{FROM_SCRATCH} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
-    *[Job("vdsr-2e-4", seed, f"{VDSR} --lr 2e-4 --arms {CONTROLS}") for seed in (0, 1)],
+    *[Job("vdsr-2e-4", seed, f"{VDSR} --lr 2e-4 --arms {ARMS}") for seed in (0, 1)],
     *[Job("lapsrn-1e-3", seed, f"{LAPSRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
     *[Job("drrn-1e-3", seed, f"{DRRN} --lr 1e-3 --arms {ARMS}") for seed in (0, 1)],
     # Other learning rates: each loss is compared at its own best one.
@@ -67,7 +70,7 @@ JOBS = [
     # In practice a network is trained already.
     *[Job("edsr-fine", seed, f"{PRETRAINED} --lr 1e-4 --arms {FEW}", start="edsr-4e-4") for seed in (0, 1)],
     *[Job("edsr-8e-4", seed, f"{FROM_SCRATCH} --lr 8e-4 --arms {FEW}") for seed in (0, 1)],
-    *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {FEW}") for seed in (0, 1)],
+    *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {FEW} pspl:1/3") for seed in (0, 1)],
     *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW} pspl:1/3") for seed in (0, 1)],
     # Other starts of the schedule.
     *[Job("srcnn-starts", seed, f"{SRCNN} --lr 1e-3 --arms {OTHER_STARTS}") for seed in (0, 1, 2)],
