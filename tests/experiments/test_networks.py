@@ -18,7 +18,7 @@ from training.losses import final
 
 
 def weights(network: nn.Module) -> int:
-    """Weights of convolutions, without biases and normalisation."""
+    """Weights of convolutions, without biases."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.dim() == 4)
 
 
@@ -45,9 +45,24 @@ def test_vdsr_count():
 
 
 def test_drrn_count():
-    """297K in the paper, for B1U9 and B1U25 alike, since units share their weights; normalisation isn't counted."""
-    assert weights(build("drrn", 4)) == 297_216
-    assert weights(DRRN(4, units=9)) == 297_216
+    """297K in the paper, for B1U9 and B1U25 alike, since units share their weights."""
+    assert parameters(build("drrn", 4)) == 297_216
+    assert parameters(DRRN(4, units=9)) == 297_216
+
+
+def test_drrn_repeats_its_unit():
+    """Each unit adds the block's input to two convolutions of what came before, with the same weights."""
+    network = DRRN(2, units=3, features=4)
+    calls = []
+    network.unit[1].register_forward_hook(lambda _, inputs, output: calls.append(output))
+    first = []
+    network.first.register_forward_hook(lambda _, inputs, output: first.append(output))
+    seen = []
+    network.unit[0].register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    network(torch.rand(1, 1, 5, 5))
+    assert len(calls) == 3
+    for before, inputs in zip([first[0], first[0] + calls[0], first[0] + calls[1]], seen, strict=True):
+        torch.testing.assert_close(inputs, before.clamp(min=0))
 
 
 def test_lapsrn_count():
@@ -108,7 +123,7 @@ OVERFIT = {
     "srcnn": (lambda: build("srcnn", 2), 1e-3, 500),
     "srcnn-915": (lambda: build("srcnn-915", 2), 2e-3, 700),
     "vdsr": (lambda: VDSR(2), 5e-4, 60),
-    "drrn": (lambda: DRRN(2, units=3, features=32), 2e-3, 100),
+    "drrn": (lambda: DRRN(2, units=3, features=32), 1e-3, 300),
     "lapsrn": (lambda: LapSRN(2), 2e-3, 120),
     "edsr-baseline": (lambda: build("edsr-baseline", 2), 1e-3, 100),
     "edsr": (lambda: EDSR(2, blocks=4, features=32), 2e-3, 150),
