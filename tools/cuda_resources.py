@@ -13,7 +13,6 @@ import functools
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import tempfile
@@ -57,7 +56,7 @@ def find_tool(name: str) -> str | None:
     """Path of a tool of the CUDA toolkit: from PATH, CUDA_HOME, /usr/local, or a package of PyPI."""
     places = [Path(home, "bin") for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     places += sorted(Path("/usr/local").glob("cuda-*/bin"), reverse=True)
-    for packages in map(Path, site.getsitepackages()):
+    for packages in map(Path, sys.path):
         places += [packages / "triton/backends/nvidia/bin", *packages.glob("nvidia/cu*/bin")]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))
 
