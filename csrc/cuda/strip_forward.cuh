@@ -98,9 +98,20 @@ struct StripShared {
 
 // ---------------------------------------------------------------- one warp, one strip
 
-// A lane is far from its pivots if the square of the distance is above this many times the variance along the row and
-// 2 C2. Below it, rounding is a few times 2^-24 of that square, and Eq. 5 divides it by such a variance: at most 1e-5.
-constexpr float kFar = 32.0f;
+// A lane is far from its pivots if s^2 / kFarS + d^2 / kFarD, of the distance, is above the variance along the row and
+// 2 C2. Below it, rounding is a few times 2^-24 of the square, and Eq. 5 divides it by such a variance: at most 2e-5.
+// d counts more, because Eq. 5 subtracts its variance above and adds it below the line.
+constexpr float kFarS = 32.0f;
+constexpr float kFarD = 24.0f;
+
+// The factors of the squares of a row's mean in row_excess. The mean lacks one of the outermost taps.
+inline Pair far_weight_of(const ForwardParams<float>& p) {
+  const float taps = 1.0f - p.taps[p.radius];
+  return {(1.0f + 1.0f / kFarS) / taps, (1.0f + 1.0f / kFarD) / taps};
+}
+
+// The outermost tap above which a window that has only the row at which the pivots moved gets too large an error.
+constexpr float kHeavyTap = 0.01f;
 
 // Whether the row below the one that is blurred has to be loaded.
 enum class NextRow {
@@ -121,9 +132,9 @@ class StripWalker {
   using StripSums = ThreadSums<float, kSumCount<Traits::kWork>>;
 
   __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& strip_plan,
-                                         uint32_t strip, int lane_index, StripRows<Traits>& rows,
+                                         const Pair& weight, uint32_t strip, int lane_index, StripRows<Traits>& rows,
                                          CentreRing<Traits>& centres, unsigned char* shared, StripSums& strip_sums)
-      : p(params), plan(strip_plan), shared_memory(shared), sums(strip_sums), lane(lane_index) {
+      : p(params), plan(strip_plan), far_weight(weight), shared_memory(shared), sums(strip_sums), lane(lane_index) {
     locate_strip(strip);
     locate_lane(rows, centres);
   }
@@ -278,15 +289,16 @@ class StripWalker {
     __syncwarp();
 
     Pair mean[kColumns] = {}, square[kColumns] = {};
-    blur_along_row(mean, square);
+    Pair shared_square;
+    *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) =
+        blur_along_row(read_offset, mean, square, row_mean, shared_square);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const Pair m = multiply_add(p.taps[R], mean[c], partial_mean[c][0]);
       const Pair q = multiply_add(p.taps[R], square[c], partial_square[c][0]);
       complete[c] = {m.s + pivot.s, m.d + pivot.d, q.s - m.s * m.s, q.d - m.d * m.d};
     }
-    row_mean = mean[0];
-    row_square = square[0].s + square[0].d;
+    row_excess = weighted_square(row_mean, far_weight) - (shared_square.s + shared_square.d);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       add_to_column(partial_mean[c], mean[c], {0.0f, 0.0f});
@@ -298,14 +310,21 @@ class StripWalker {
     centre_offset = rows_later(1);
   }
 
-  // Applies the taps along the row to (s, d), less the pivots, and to their squares.
-  __device__ __forceinline__ void blur_along_row(Pair (&mean)[kColumns], Pair (&square)[kColumns]) {
-    const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + read_offset);
+  // Applies the taps along a row of shared memory to (s, d), less the pivots, and to their squares. The shared sums are
+  // those without the outermost tap of the first column: of the pixels that are in the windows of both columns.
+  __device__ __forceinline__ CentreDifference blur_along_row(uint32_t row_offset, Pair (&mean)[kColumns],
+                                                             Pair (&square)[kColumns], Pair& shared_mean,
+                                                             Pair& shared_square) const {
+    const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + row_offset);
     TwoPairs chunk;
     CentreDifference centre;
 #pragma unroll
-    for (int j = 0; j < Traits::kReach; ++j) {
-      if (j % 2 == 0) chunk = chunks[j / 2];
+    for (int j = Traits::kReach - 1; j >= 0; --j) {
+      if (j % 2 == 1) chunk = chunks[j / 2];
+      if (j == 0) {
+        shared_mean = mean[0];
+        shared_square = square[0];
+      }
       const Pair pair = add(chunk.pair[j % 2], -pivot);
       const Pair squared = ::pspl::cuda::square(pair);
 #pragma unroll
@@ -318,7 +337,7 @@ class StripWalker {
         square[c] = multiply_add(tap, squared, square[c]);
       }
     }
-    *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) = centre;
+    return centre;
   }
 
   // -------- the pivots
@@ -327,21 +346,27 @@ class StripWalker {
   // pivots of s and d of its own, which follow the image. To move them moves the partial sums, which each get an error
   // of 2^-24 of the square of the move, times the weight of their rows so far. That is harmless at the first row beyond
   // an edge: the windows that end above it are complete, those that end below it have the edge in their variance, and
-  // those that begin below it have no weight yet.
+  // in those that begin with it the row has the weight of the outermost tap only. Where that is large, in a window that
+  // is small or has a large sigma, these windows begin again, with the new pivots.
 
-  // Whether a lane of the warp is far from its pivots in the row that was just added.
-  __device__ __forceinline__ bool is_far() const {
-    return __any_sync(kFullWarp, row_distance() * (1.0f + 1.0f / kFar) - row_square > p.twice_c2);
+  // The distance is that of the pixels in the windows of both columns. The other pixel of a window may be of an edge,
+  // or of the border, that only this window has, and that would hide how far the other window is.
+
+  static __device__ __forceinline__ float weighted_square(Pair mean, Pair weight) {
+    return weight.s * mean.s * mean.s + weight.d * mean.d * mean.d;
   }
 
-  __device__ __forceinline__ float row_distance() const { return row_mean.s * row_mean.s + row_mean.d * row_mean.d; }
+  // Whether a lane of the warp is far from its pivots in the row that was just added.
+  __device__ __forceinline__ bool is_far() const { return __any_sync(kFullWarp, row_excess > p.twice_c2); }
 
   // Moves the pivots of the warp to the means along the row.
   __device__ __forceinline__ void move_pivots() {
-    // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: of a
-    // single large value, or NaN.
-    const bool typical = 2.0f * row_distance() > row_square;
-    const Pair move{typical ? row_mean.s : 0.0f, typical ? row_mean.d : 0.0f};
+    // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: whose
+    // square is less than the variance, as of a single large value, or NaN.
+    const float of_all = far_weight.s / (1.0f + 1.0f / kFarS);  // the taps of the shared sums add up to less than 1
+    const Pair weight{of_all * (1.0f - 1.0f / kFarS), of_all * (1.0f - 1.0f / kFarD)};
+    const bool typical = weighted_square(row_mean, weight) + row_excess > 0.0f;
+    const Pair move{typical ? of_all * row_mean.s : 0.0f, typical ? of_all * row_mean.d : 0.0f};
     pivot = add(pivot, move);
     Pair shift{0.0f, 0.0f};  // of the means in partial sum k: minus the move, times the taps that are in it
 #pragma unroll
@@ -354,6 +379,19 @@ class StripWalker {
         partial_mean[c][k] = add(partial_mean[c][k], shift);
         partial_square[c][k] = multiply_add(-move, partial_mean[c][k], partial_square[c][k]);
       }
+    }
+    if (p.taps[R] > kHeavyTap) begin_again();
+  }
+
+  // Computes the newest partial sum, which has only the row that was just added, from the pivots as they are now.
+  __device__ __forceinline__ void begin_again() {
+    Pair mean[kColumns] = {}, square[kColumns] = {};
+    Pair shared_mean, shared_square;  // not used
+    blur_along_row(read_offset + to_other_row, mean, square, shared_mean, shared_square);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      partial_mean[c][2 * R - 1] = multiply_add(p.taps[R], mean[c], {0.0f, 0.0f});
+      partial_square[c][2 * R - 1] = multiply_add(p.taps[R], square[c], {p.twice_c2, 0.0f});
     }
   }
 
@@ -425,6 +463,7 @@ class StripWalker {
 
   const ForwardParams<float>& p;
   const StripPlan& plan;
+  const Pair& far_weight;
   unsigned char* const shared_memory;
   StripSums& sums;
   const int lane;
@@ -435,8 +474,8 @@ class StripWalker {
   int64_t sr_plane, hr_plane, gradient_plane, map_plane;
   float inverse_delta;
   Pair pivot;        // of s and d
-  Pair row_mean;     // of the row that was blurred last, at the lane's first column
-  float row_square;  // s^2 + d^2 likewise
+  Pair row_mean;     // of the row that was blurred last, the shared one
+  float row_excess;  // of the distance over the variance along the row, as above kFarS
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
@@ -461,7 +500,7 @@ constexpr int kMinBlocks = Traits::kUnit && !kHasStats<Traits::kWork> ? 4 : 3;
 template <typename Traits>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
     strip_forward(const __grid_constant__ ForwardParams<float> p, const __grid_constant__ StripPlan plan,
-                  const Workspace workspace) {
+                  const __grid_constant__ Pair far_weight, const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<Traits>*>(shared_memory);
   // The shuffle tells the compiler that the index is the same in the whole warp, so counters and plane offsets are
@@ -470,8 +509,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
   const uint32_t strip = blockIdx.x * kWarps + warp;
   typename StripWalker<Traits>::StripSums sums;
   if (strip < plan.strips) {
-    StripWalker<Traits> walker(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], shared.centres[warp],
-                               shared_memory, sums);
+    StripWalker<Traits> walker(p, plan, far_weight, strip, threadIdx.x % kLanes, shared.rows[warp],
+                               shared.centres[warp], shared_memory, sums);
     walker.walk();
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
@@ -515,7 +554,7 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
     static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
     const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), p.radius,
                                        resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
-    return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
+    return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, far_weight_of(p), workspace);
   };
   const Access access = access_of<Sr>(p);
   const bool map = p.map.data != nullptr;

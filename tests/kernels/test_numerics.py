@@ -61,6 +61,32 @@ def test_budget_with_narrow_windows(backend, name, sigma):
     tolerances.assert_similarity(backend.similarity_map(sr, hr, sigma=sigma), expected, budget=budget)
 
 
+# The outermost taps are small, as by default, or nearly as large as the one at the centre.
+@pytest.mark.parametrize("sigma", [1.5, 3.0, 6.0])
+@pytest.mark.parametrize("window_size", [3, 5, 7, 9, 11])
+def test_budget_beside_edges(backend, window_size, sigma):
+    """Flat windows below an edge, and right of another, which the windows of the columns beside them hold."""
+    generator = torch.Generator().manual_seed(0)
+    for column in range(window_size // 2 + 1, window_size // 2 + 4):
+        above, below, left = torch.rand(3, 2, 30, 1, 1, 1, generator=generator)
+        below[1, ::3] = below[0, ::3]
+        pair = below.expand(2, 30, 1, 2 * window_size + 6, 2 * window_size + 4).clone()
+        pair[..., : window_size + 2, :] = above
+        pair[:, 10:, ..., :column] = left[:, 10:]
+        pair = torch.where(torch.rand(2, 30, 1, 1, 1, generator=generator) < 0.2, pair.round(), pair)
+        sr, hr = pair.to(backend.device)
+        window = {"window_size": window_size, "sigma": sigma}
+        expected = oracle.similarity_map(numpy64(sr), numpy64(hr), **window)
+        tolerances.assert_similarity(backend.similarity_map(sr, hr, **window), expected)
+
+
+def test_budget_beside_the_border(backend):
+    """The window of column 4 holds zeros beside the image, that of column 5 does not, and is flat below the edge."""
+    sr, hr = torch.ones(2, 1, 1, 28, 12, device=backend.device)
+    hr[..., :13, :6] = 0.7141303
+    tolerances.assert_similarity(backend.similarity_map(sr, hr), oracle.similarity_map(numpy64(sr), numpy64(hr)))
+
+
 @pytest.mark.parametrize("amplitude", [3, 10])
 @pytest.mark.parametrize("sigma", [0.18, 0.2, 0.22])
 def test_small_weights_are_right(backend, sigma, amplitude):
