@@ -14,6 +14,7 @@ made from these three. Rows of other experiments that --out already has stay.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -199,7 +200,8 @@ def described(facts: dict, arms: dict[str, Tuned]) -> str:
     return (
         "- {network}: {distance}, {iterations} iterations of {batch} patches of {patch} pixels, {optimizer}, rate halved every "
         "{halve_every}, {precision}. {trainings} trainings of {seconds} s (median). Iterations until the plain loss's final PSNR "
-        "on the validation images: ".format(**facts) + f"{until}."
+        "on the validation images: ".format(**facts)
+        + f"{until}."
     )
 
 
@@ -218,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not sources:
         raise SystemExit(f"{options.out} has no experiments.csv: expected runs, as in --run runs/*/*.")
     parts = [source.of(network) for network, source in sources.items()]
-    Rows(*(sum(lists, []) for lists in zip(*parts, strict=True))).write(options.out)
+    Rows(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True))).write(options.out)
 
     rows = Rows.read(options.out)
     arms = {network: tuned(network, rows.of(network).validation) for network in rows.networks}

@@ -26,7 +26,6 @@ from networks import build
 from training import figures, images
 from training.loop import CHECKPOINT, load_checkpoint
 
-
 TEXTS = ("experiments.csv", "validation.csv", "scores.csv", "table.md")  # of compare_sr.py
 
 
@@ -95,7 +94,9 @@ def test_scales_stand_side_by_side(folder, tmp_path):
 def test_scores_of_a_run_in_mixed_precision(folder, tmp_path):
     """The network runs as it did in training and in its own validation."""
     trained, out = tmp_path / "run", tmp_path / "out"
-    train(folder, trained, "--model", "edsr-baseline", "--arms", "plain", "--precision", "bf16-mixed", "--channels-last")
+    train(
+        folder, trained, "--model", "edsr-baseline", "--arms", "plain", "--precision", "bf16-mixed", "--channels-last"
+    )
     evaluate_sr.main(["--run", str(trained), "--data", str(folder), "--out", str(out)])
     validated = [row for row in load_checkpoint(trained / CHECKPOINT)["rows"] if "validation_psnr" in row]
     assert float(read_csv(out / "results.csv")[-1]["psnr"]) == pytest.approx(validated[-1]["validation_psnr"], rel=1e-6)
@@ -231,7 +232,9 @@ def test_compared_rates_have_the_same_seeds():
         {"arm": arm, "lr": lr, "seed": seed, "iteration": "2", "psnr": "28"}
         for arm, lr, seed in [("plain", "0.001", "0"), ("plain", "0.001", "1"), ("pspl", "0.002", "1")]
     ]
-    with pytest.raises(SystemExit, match=r"srcnn x2: pspl has seeds \[1\] at the learning rate 0.002, plain has \[0, 1\]"):
+    with pytest.raises(
+        SystemExit, match=r"srcnn x2: pspl has seeds \[1\] at the learning rate 0.002, plain has \[0, 1\]"
+    ):
         compare_sr.tuned("srcnn x2", rows)
 
 
