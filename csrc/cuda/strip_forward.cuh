@@ -363,7 +363,7 @@ class StripWalker {
   __device__ __forceinline__ void move_pivots() {
     // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: whose
     // square is less than the variance, as of a single large value, or NaN.
-    const float of_all = far_weight.s / (1.0f + 1.0f / kFarS);  // the taps of the shared sums add up to less than 1
+    const float of_all = far_weight.s * (1.0f / (1.0f + 1.0f / kFarS));  // their taps add up to less than 1
     const Pair weight{of_all * (1.0f - 1.0f / kFarS), of_all * (1.0f - 1.0f / kFarD)};
     const bool typical = weighted_square(row_mean, weight) + row_excess > 0.0f;
     const Pair move{typical ? of_all * row_mean.s : 0.0f, typical ? of_all * row_mean.d : 0.0f};

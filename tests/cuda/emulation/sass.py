@@ -255,11 +255,11 @@ INSTRUCTIONS = {
     r"U?ISETP\.(\w\w)\.S64\.(AND|OR)": ("IIp", _compare),
     r"U?ISETP\.(EQ|NE)\.(AND|OR)\.EX": ("uupp", _compare),
     r"U?PLOP3\.LUT": ("pppu-", lambda a, b, c, table, _: (table >> (4 * a + 2 * b + c).astype(np.uint32) & 1) != 0),
-    r"FSETP\.(\w+)\.AND": ("ffp", _compare_numbers),
+    r"U?FSETP\.(\w+)\.AND": ("ffp", _compare_numbers),
     r"FSET\.BF\.(\w+)\.AND": ("ffp", lambda *given: _compare_numbers(*given).astype(np.float32)),
     # numbers
     r"FADD2?|HADD2\.F32": ("ff", operator.add),
-    r"FMUL2?": ("ff", operator.mul),
+    r"U?FMUL2?": ("ff", operator.mul),
     r"FFMA2?": ("fff", _multiply_add),
     r"DADD": ("dd", operator.add),
     r"DMUL": ("dd", operator.mul),
