@@ -48,13 +48,13 @@ class Schedule:
         start_iteration: int = 0,
         capturable: bool = False,
     ) -> None:
-        if total_iterations is not None and iterations_per_step is not None:
-            raise ValueError(
-                f"total_iterations is {total_iterations} and iterations_per_step was given; expected one of them. "
-                f"total_iterations sets iterations_per_step to total_iterations / {STEPS_OF_A_RUN}."
-            )
         if total_iterations is not None:
             self.total_iterations = total_iterations
+            if iterations_per_step is not None:
+                raise ValueError(
+                    f"total_iterations is {total_iterations} and iterations_per_step was given; expected one of them. "
+                    f"total_iterations sets iterations_per_step to total_iterations / {STEPS_OF_A_RUN}."
+                )
         else:
             self.iterations_per_step = (
                 AUTHORS_ITERATIONS_PER_STEP if iterations_per_step is None else iterations_per_step

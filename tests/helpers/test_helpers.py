@@ -133,6 +133,15 @@ def test_gradient_tolerance(rng):
             tolerances.assert_gradient(bad, expected, compute)
 
 
+def test_gradient_beyond_float16_is_infinite():
+    expected = np.array([7e4, -7e4, 1.0])
+    infinite = torch.tensor([math.inf, -math.inf, 1.0], dtype=torch.float16)
+    tolerances.assert_vector(infinite, expected, 1e-3, 0.0, "gradient")
+    for wrong in (-infinite, infinite[[0, 0, 2]], infinite[[0, 1, 0]], torch.tensor([6e4, -6e4, 1]).half()):
+        with pytest.raises(AssertionError, match="gradient is off"):
+            tolerances.assert_vector(wrong, expected, 1e-3, 0.0, "gradient")
+
+
 def test_gradient_tolerance_sees_single_elements(rng):
     """One wrong element among many vanishes in an L2 norm; it must fail all the same."""
     expected = np.sign(rng.standard_normal((3, 300, 300)))

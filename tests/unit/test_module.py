@@ -195,6 +195,11 @@ def test_repr():
             ValueError,
             ["total_iterations is 600", "iterations_per_step was given", "one of them"],
         ),
+        (
+            {"total_iterations": torch.ones(2), "iterations_per_step": 1000},
+            TypeError,
+            ["total_iterations is of type Tensor", "integer"],
+        ),
         ({"calls_per_iteration": 0}, ValueError, ["calls_per_iteration", "0", "at least 1"]),
         ({"calls_per_iteration": 1.5}, ValueError, ["calls_per_iteration", "1.5", "integer"]),
         ({"calls_per_iteration": math.nan}, ValueError, ["calls_per_iteration", "nan", "integer"]),
