@@ -110,7 +110,7 @@ inline Pair far_weight_of(const ForwardParams<float>& p) {
   return {(1.0f + 1.0f / kFarS) / taps, (1.0f + 1.0f / kFarD) / taps};
 }
 
-// The outermost tap above which a window that has only the row at which the pivots moved gets too large an error.
+// Moving the pivots leaves too large an error in a window that begins with that row if its outermost tap is above this.
 constexpr float kHeavyTap = 0.01f;
 
 // Whether the row below the one that is blurred has to be loaded.
@@ -348,9 +348,9 @@ class StripWalker {
   // an edge: the windows that end above it are complete, those that end below it have the edge in their variance, and
   // in those that begin with it the row has the weight of the outermost tap only. Where that is large, in a window that
   // is small or has a large sigma, these windows begin again, with the new pivots.
-
-  // The distance is that of the pixels in the windows of both columns. The other pixel of a window may be of an edge,
-  // or of the border, that only this window has, and that would hide how far the other window is.
+  //
+  // The distance is that of the pixels in the windows of both columns. The remaining pixel of a window may belong to an
+  // edge or to the border, which would hide how far the other window is from the pivots.
 
   static __device__ __forceinline__ float weighted_square(Pair mean, Pair weight) {
     return weight.s * mean.s * mean.s + weight.d * mean.d * mean.d;
@@ -361,9 +361,10 @@ class StripWalker {
 
   // Moves the pivots of the warp to the means along the row.
   __device__ __forceinline__ void move_pivots() {
-    // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: whose
-    // square is less than the variance, as of a single large value, or NaN.
-    const float of_all = far_weight.s * (1.0f / (1.0f + 1.0f / kFarS));  // their taps add up to less than 1
+    // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: one
+    // whose square is below the variance, because of a single large value, or NaN.
+    // The taps of row_mean add up to less than 1; this is the reciprocal of their sum.
+    const float of_all = far_weight.s * (1.0f / (1.0f + 1.0f / kFarS));
     const Pair weight{of_all * (1.0f - 1.0f / kFarS), of_all * (1.0f - 1.0f / kFarD)};
     const bool typical = weighted_square(row_mean, weight) + row_excess > 0.0f;
     const Pair move{typical ? of_all * row_mean.s : 0.0f, typical ? of_all * row_mean.d : 0.0f};
@@ -474,8 +475,8 @@ class StripWalker {
   int64_t sr_plane, hr_plane, gradient_plane, map_plane;
   float inverse_delta;
   Pair pivot;        // of s and d
-  Pair row_mean;     // of the row that was blurred last, the shared one
-  float row_excess;  // of the distance over the variance along the row, as above kFarS
+  Pair row_mean;     // of the row that was blurred last, in the windows of both columns, less the pivots
+  float row_excess;  // its weighted square (see kFarS) less the variance along the row
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];

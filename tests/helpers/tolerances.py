@@ -155,9 +155,8 @@ def assert_gradient(
 def assert_vector(actual: torch.Tensor, expected: np.ndarray, relative: float, tiny: float, what: str) -> None:
     """L2 norm of the error against the norm of what is expected; ``tiny`` is allowed on top at every element."""
     value = _same_nan(actual, expected)
-    if (
-        actual.dtype == torch.float16
-    ):  # has no number for it: a loss scale was too large, and GradScaler looks for infinity
+    # float16 has no such number. Its gradient is then infinite, which GradScaler looks for.
+    if actual.dtype == torch.float16:
         beyond = np.abs(expected) >= (1 - relative) * torch.finfo(torch.float16).max
         value = np.where(beyond & (value == np.copysign(np.inf, expected)), expected, value)
     error = np.nan_to_num(value - expected)
