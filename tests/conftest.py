@@ -49,12 +49,18 @@ TIERS = {
 }
 _left_out = Counter()
 
+# The longest test compiles every CUDA kernel for all architectures: four minutes on two cores.
+TIMEOUT_SECONDS = 1200
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its options
 def pytest_cmdline_main(config):
-    """Without -m, run the quick tests. Run all folders in parallel, and what is named on the command line in one process."""
+    """Without -m, run the quick tests. Run all folders in parallel, and what is named on the command line in one process.
+    With pytest-timeout, a test that hangs fails and shows where."""
     option = config.option
     option.markexpr = option.markexpr or " and ".join(f"not {tier}" for tier in TIERS)
+    if getattr(option, "timeout", 0) is None and "PSPL_EXAMPLES" not in os.environ:
+        option.timeout = TIMEOUT_SECONDS
     # A process of pytest-xdist must not start others, nor a pytest that a test starts there.
     everything = config.args_source == config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
     if everything and not option.usepdb and getattr(option, "numprocesses", 0) is None and compiled.PROCESSES > 1:

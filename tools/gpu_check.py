@@ -120,8 +120,6 @@ def run(words: list[str], log: Path, env: dict[str, str], seconds: float) -> str
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell starts its background jobs deaf to SIGINT, and their processes inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             code = process.wait(seconds)
@@ -189,6 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(device: Device, chosen: dict[str, Part], out: Path, minutes: float) -> int:
+    # A shell starts its background jobs deaf to SIGINT, which the parts would inherit; a handler is not inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stem, end = machine.slug(device.name), time.monotonic() + 60 * minutes
     results = dict.fromkeys(chosen, ("not reached", 0.0))
     interrupted = False

@@ -128,10 +128,7 @@ def test_an_interrupt_ends_the_part_and_completes_the_report(tmp_path):
         "part = Part(60, (sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)'))\n"
         f"sys.exit(check(Device('Some GPU', 'cuda', '9.0'), {{'one': part, 'two': part}}, Path({str(tmp_path)!r}), 10))\n"
     )
-    hears = {
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    }  # also where pytest is a background job
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **hears)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     log = tmp_path / "some-gpu-one.log"
     while not (log.exists() and log.read_text()):
         time.sleep(0.1)

@@ -43,7 +43,7 @@ def _advanced(loss):
 @pytest.mark.deep
 def test_uneven_inputs(tmp_path):
     """A process that runs out of batches joins the others' reductions; each counts its own calls."""
-    torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(training_worker.run_uneven, (str(tmp_path),), nprocs=2, daemon=True)
     results = [torch.load(tmp_path / f"uneven{rank}.pt") for rank in range(2)]
     assert [iteration for iteration, _ in results] == [3, 2]
     for name, weight in results[0][1].items():
@@ -54,7 +54,7 @@ def test_uneven_inputs(tmp_path):
 @pytest.mark.deep
 def test_fully_sharded(tmp_path):
     """FSDP2 trains what one process does on the joint batch."""
-    torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(training_worker.run_sharded, (str(tmp_path),), nprocs=2, daemon=True)
     expected = training_worker.expected_weights()
     for rank in range(2):
         iteration, weights = torch.load(tmp_path / f"sharded{rank}.pt")
@@ -66,7 +66,7 @@ def test_fully_sharded(tmp_path):
 def test_distributed_data_parallel(tmp_path):
     """Two processes, the loss inside or outside of the wrapped module: all see one schedule, also where one of them
     validates, nothing of the loss is broadcast, and they train what one process does on the joint batch."""
-    torch.multiprocessing.spawn(ddp_worker.run, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(ddp_worker.run, (str(tmp_path),), nprocs=2, daemon=True)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     expected = ddp_worker.train(ddp_worker.NetworkAndLoss(), lambda batch: batch)
     start = ddp_worker.NetworkAndLoss().network.weight
