@@ -7,8 +7,9 @@
 Runs that differ in their seeds, arms and learning rates only belong together: an experiment. The best learning rate of an arm is
 the one with the highest PSNR on the validation images at the end, mean over the seeds. Only there are scores needed.
 
---out gets experiments.csv, validation.csv (every run, whatever its rate), scores.csv, and table.md and convergence.png, which are
-made from these three. Rows of other experiments that --out already has stay.
+--out gets experiments.csv, validation.csv (every run, whatever its rate), scores.csv (by seed), and table.md and convergence.png,
+which are made from these three. Rows that --out already has stay. Runs are added to those of the same experiment, at other rates
+for example. An experiment whose settings have changed replaces the one of its name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evaluate_sr import BICUBIC
 from report_sr import (
+    Score,
     bicubic_psnr,
     by_arm_and_seed,
     comparable,
@@ -38,6 +41,8 @@ from training.files import atomic, writable_folder
 from training.loop import write_csv
 
 PLAIN = "plain"
+# What the runs of an experiment share, as experiments.csv has it.
+SHARED = ("distance", "iterations", "batch", "patch", "optimizer", "halve_every", "precision")
 
 
 class Rows(NamedTuple):
@@ -107,11 +112,11 @@ def tuned(network: str, validation: list[dict]) -> dict[str, Tuned]:
     return found
 
 
-def rows_of(states: list[dict], score_paths: list[Path]) -> Rows:
-    """The rows of all experiments among the runs ``states``.
+def experiments_of(states: list[dict]) -> dict[str, list[dict]]:
+    """The runs ``states`` of each experiment, by its title.
 
     Raises:
-        SystemExit: two experiments of one title, whose rows would be taken for each other's, or scores that are missing.
+        SystemExit: two experiments of one title, whose rows would be taken for each other's.
     """
     groups: dict[str, list[dict]] = {}
     for state in states:
@@ -121,11 +126,7 @@ def rows_of(states: list[dict], score_paths: list[Path]) -> Rows:
     for title in titles:
         if titles.count(title) > 1:
             raise SystemExit(f"--run has {titles.count(title)} experiments {title} with other settings: expected one.")
-    rows = Rows([], [], [])
-    for title, group in zip(titles, groups.values(), strict=True):
-        for kept, new in zip(rows, _experiment(title, group, score_paths), strict=True):
-            kept += new
-    return rows
+    return dict(zip(titles, groups.values(), strict=True))
 
 
 def _title(state: dict) -> str:
@@ -135,12 +136,41 @@ def _title(state: dict) -> str:
     return title + (", pretrained" if settings.pretrained else "")
 
 
-def _experiment(title: str, states: list[dict], score_paths: list[Path]) -> Rows:
+def with_runs(kept: Rows, title: str, states: list[dict], score_paths: list[Path]) -> Rows:
+    """The rows of one experiment: those that are ``kept`` of it, and those of the runs ``states``, which replace their own.
+
+    Raises:
+        SystemExit: the plain loss, a seed or a score is missing.
+    """
+    s = settings_of(states[0])
+    seconds = [value for state in states for value in state["seconds"].values()]
+    facts = {
+        "network": title,
+        **{name: str(getattr(s, name)) for name in SHARED},
+        "seconds": f"{np.median(seconds):.0f}",
+        "bicubic": f"{bicubic_psnr(s):.4f}",
+    }
+    for before in kept.experiments:
+        if any(before[name] != facts[name] for name in (*SHARED, "bicubic")):
+            kept = Rows([], [], [])
+
     by_rate: dict[float, list[dict]] = {}
     for state in states:
         by_rate.setdefault(state["settings"]["lr"], []).append(state)
     runs = {(lr, *key): state for lr in sorted(by_rate) for key, state in by_arm_and_seed(by_rate[lr]).items()}
-    validation = [
+    validation = [row for row in kept.validation if _run_of(row) not in runs] + _validation(title, runs)
+    arms = tuned(title, validation)
+    best = {(arm, seed): state for (lr, arm, seed), state in runs.items() if lr == arms[arm].lr}
+    scores = [row for row in kept.scores if _run_of(row) not in runs]
+    known = {row["dataset"] for row in scores if row["arm"] == BICUBIC}
+    if best:
+        new = _scores(title, best, read_scores(score_paths, best))
+        scores += [row for row in new if row["arm"] != BICUBIC or row["dataset"] not in known]
+    return Rows([facts], validation, scores)
+
+
+def _validation(title: str, runs: dict[tuple[float, str, int], dict]) -> list[dict]:
+    return [
         {
             "network": title,
             "lr": lr,
@@ -153,21 +183,56 @@ def _experiment(title: str, states: list[dict], score_paths: list[Path]) -> Rows
         for row in state["rows"]
         if "validation_psnr" in row and row["arm"] == arm
     ]
-    arms = tuned(title, validation)
-    best = {(arm, seed): state for (lr, arm, seed), state in runs.items() if arms[arm].lr == lr}
-    scores = table_rows(read_scores(score_paths, best), PLAIN)
-    s = settings_of(states[0])
-    seconds = [value for state in states for value in state["seconds"].values()]
-    facts = {
-        **{name: getattr(s, name) for name in ("distance", "iterations", "batch", "patch", "optimizer", "halve_every")},
-        **{"precision": s.precision, "trainings": len(seconds), "seconds": f"{np.median(seconds):.0f}"},
-        "bicubic": f"{bicubic_psnr(s):.4f}",
-    }
-    return Rows(
-        [{"network": title, **facts}],
-        validation,
-        [{"network": title, "lr": arms[row["arm"]].lr if row["arm"] in arms else "", **row} for row in scores],
-    )
+
+
+def _scores(title: str, runs: dict[tuple[str, int], dict], scores: dict[str, dict[str, list[Score]]]) -> list[dict]:
+    """One row per dataset and run, and for bicubic."""
+    of_arm: dict[str, list[tuple[float | str, int | str]]] = {BICUBIC: [("", "")]}
+    for (arm, seed), state in runs.items():
+        of_arm.setdefault(arm, []).append((state["settings"]["lr"], seed))
+    return [
+        {
+            "network": title,
+            "lr": lr,
+            "dataset": dataset,
+            "arm": arm,
+            "seed": seed,
+            "psnr": f"{score.psnr:.4f}",
+            "ssim": f"{score.ssim:.6f}",
+        }
+        for dataset, by_arm in scores.items()
+        for arm, by_seed in by_arm.items()
+        for (lr, seed), score in zip(of_arm[arm], by_seed, strict=True)
+    ]
+
+
+def _run_of(row: dict) -> tuple[float, str, int] | None:
+    """The run of a row; bicubic has none."""
+    return (float(row["lr"]), row["arm"], int(row["seed"])) if row["lr"] else None
+
+
+def best_scores(network: str, scores: list[dict], arms: dict[str, Tuned]) -> dict[str, dict[str, list[Score]]]:
+    """Dataset -> arm, or ``bicubic`` -> a score per seed, at the arm's best learning rate.
+
+    Raises:
+        SystemExit: a run has no score on one of the datasets.
+    """
+    found: dict[tuple[str, str, float | None], dict[str, Score]] = {}
+    for row in scores:
+        by_seed = found.setdefault((row["dataset"], row["arm"], float(row["lr"]) if row["lr"] else None), {})
+        by_seed[row["seed"]] = Score(float(row["psnr"]), float(row["ssim"]))
+    best: dict[str, dict[str, list[Score]]] = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in scores):
+        best[dataset] = {BICUBIC: [*found[dataset, BICUBIC, None].values()]}
+        for arm, each in arms.items():
+            by_seed = found.get((dataset, arm, each.lr), {})
+            if len(by_seed) != len(each.psnr):
+                raise SystemExit(
+                    f"{network}: {arm} is best at the learning rate {each.lr:g}, and has {len(by_seed)} scores there on "
+                    f"{dataset}: expected {len(each.psnr)}, one per seed."
+                )
+            best[dataset][arm] = [by_seed[seed] for seed in sorted(by_seed, key=int)]
+    return best
 
 
 def table(rows: Rows, arms: dict[str, dict[str, Tuned]]) -> str:
@@ -176,14 +241,15 @@ def table(rows: Rows, arms: dict[str, dict[str, Tuned]]) -> str:
     header = ["network", "loss", "learning rate", *(cell for name in datasets for cell in (name, "gain"))]
     lines = [header, ["---"] * len(header)]
     for network in rows.networks:
-        scores = {(row["arm"], row["dataset"]): row for row in rows.of(network).scores}
-        for arm in ("bicubic", *arms[network]):
+        best = best_scores(network, rows.of(network).scores, arms[network])
+        scores = {(row["arm"], row["dataset"]): row for row in table_rows(best, PLAIN)}
+        for arm in (BICUBIC, *arms[network]):
             cells = []
             for name in datasets:
                 row = scores.get((arm, name))
-                cells.append(f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" if row else "")
+                cells.append(f"{row['psnr']:.2f} / {row['ssim']:.4f}" if row else "")
                 gains = " ".join(f"{float(gain):+.2f}" for gain in row["psnr_gains"].split()) if row else ""
-                cells.append(f"{float(row['psnr_gain']):+.2f} ({gains})" if gains else "")
+                cells.append(f"{row['psnr_gain']:+.2f} ({gains})" if gains else "")
             lr = ""
             if arm in arms[network]:
                 tried = [f"{rate:g}" for rate in arms[network][arm].rates]
@@ -197,10 +263,11 @@ def described(facts: dict, arms: dict[str, Tuned]) -> str:
     end = arms[PLAIN].psnr[:, -1].mean()
     reached = {arm: iterations_until(end, each.iterations, each.psnr.mean(0)) for arm, each in arms.items()}
     until = ", ".join(f"{arm} {'never' if np.isnan(at) else round(at)}" for arm, at in reached.items())
+    trainings = sum(len(each.rates) * len(each.psnr) for each in arms.values())
     return (
         "- {network}: {distance}, {iterations} iterations of {batch} patches of {patch} pixels, {optimizer}, rate halved every "
-        "{halve_every}, {precision}. {trainings} trainings of {seconds} s (median). Iterations until the plain loss's final PSNR "
-        "on the validation images: ".format(**facts)
+        "{halve_every}, {precision}. {trainings} trainings; {seconds} s (median of those added last). Iterations until the plain "
+        "loss's final PSNR on the validation images: ".format(**facts, trainings=trainings)
         + f"{until}."
     )
 
@@ -215,12 +282,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     writable_folder(options.out)
 
-    kept, new = Rows.read(options.out), rows_of(read_runs(options.run), options.scores)
-    sources = {**dict.fromkeys(kept.networks, kept), **dict.fromkeys(new.networks, new)}
-    if not sources:
+    kept = Rows.read(options.out)
+    parts = {network: kept.of(network) for network in kept.networks}
+    for title, states in experiments_of(read_runs(options.run)).items():
+        parts[title] = with_runs(kept.of(title), title, states, options.scores)
+    if not parts:
         raise SystemExit(f"{options.out} has no experiments.csv: expected runs, as in --run runs/*/*.")
-    parts = [source.of(network) for network, source in sources.items()]
-    Rows(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True))).write(options.out)
+    Rows(*(list(itertools.chain(*lists)) for lists in zip(*parts.values(), strict=True))).write(options.out)
 
     rows = Rows.read(options.out)
     arms = {network: tuned(network, rows.of(network).validation) for network in rows.networks}

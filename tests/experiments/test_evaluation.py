@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import report_sr
 from helpers.experiments import dataset, photograph, save, shrunken, train
 from networks import build
 from training import figures, images
-from training.loop import CHECKPOINT, load_checkpoint
+from training.loop import CHECKPOINT, load_checkpoint, write_csv
 
 TEXTS = ("experiments.csv", "validation.csv", "scores.csv", "table.md")  # of compare_sr.py
 
@@ -170,56 +171,107 @@ def test_report(folder, tmp_path):
         assert images.read(out / picture).std() > 10
 
 
-def test_compare(folder, tmp_path):
-    """Each arm at its own best rate; other networks in rows of their own; the numbers are those of the csv files."""
-    runs = {}
-    for lr in ("1e-4", "1e-3"):
-        for seed in "01":
-            runs[lr, seed] = tmp_path / f"{lr}-{seed}"
-            arms = ["plain", "pspl:1/3"] if lr == "1e-3" else ["plain"]
-            train(folder, runs[lr, seed], "--lr", lr, "--seed", seed, "--arms", *arms)
-    for seed in "01":
-        runs["start", seed] = tmp_path / f"start-{seed}"
-        options = ["--pretrained", str(runs["1e-4", seed]), "plain", "--seed", seed, "--arms", "plain", "pspl:1/3"]
-        train(folder, runs["start", seed], *options)
-    scores, out = tmp_path / "scores", tmp_path / "out"
-    evaluate_sr.main(["--run", *map(str, runs.values()), "--data", str(folder), "--out", str(scores)])
-    compare_sr.main(["--run", *map(str, runs.values()), "--scores", str(scores / "means.csv"), "--out", str(out)])
+class Compared(NamedTuple):
+    """Two experiments of two seeds, the first at two learning rates, and what compare_sr.py made of them in ``out``."""
 
+    folder: Path
+    runs: dict[tuple[str, str], Path]
+    scores: Path
+    out: Path
+
+    def compare(self, out: Path, *names: str) -> None:
+        """Of the runs of these names."""
+        runs = [str(run) for (name, _), run in self.runs.items() if name in names]
+        compare_sr.main([*(["--run", *runs, "--scores", str(self.scores)] if runs else []), "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compared")
+    runs = {(name, seed): place / f"{name}-{seed}" for name in ("1e-4", "1e-3", "start") for seed in "01"}
+    found = Compared(dataset(place / "data"), runs, place / "means.csv", place / "out")
+    for (name, seed), run in runs.items():
+        options = ["--pretrained", str(runs["1e-4", seed]), "plain"] if name == "start" else ["--lr", name]
+        arms = ["plain"] if name == "1e-4" else ["plain", "pspl:1/3"]
+        train(found.folder, run, *options, "--seed", seed, "--arms", *arms)
+    evaluate_sr.main(["--run", *map(str, runs.values()), "--data", str(found.folder), "--out", str(place)])
+    found.compare(found.out, "1e-4", "1e-3", "start")
+    return found
+
+
+def test_compare(compared):
+    """Each arm at its own best rate; other networks in rows of their own; the numbers are those of the evaluation."""
     ends = {}
-    for row in read_csv(out / "validation.csv"):
-        ends.setdefault((row["network"], row["arm"], row["lr"]), []).append(float(row["psnr"]))
-    best = max(("0.0001", "0.001"), key=lambda lr: sum(ends["srcnn x2", "plain", lr]))
-    found = {(row["network"], row["arm"]): row for row in read_csv(out / "scores.csv")}
-    assert found["srcnn x2", "plain"]["lr"] == best
-    assert found["srcnn x2", "pspl:1/3"]["lr"] == "0.001"
-    means = {(row["run"], row["arm"]): float(row["psnr"]) for row in read_csv(scores / "means.csv")}
-    plain = [means[str(runs[{"0.0001": "1e-4", "0.001": "1e-3"}[best], seed]), "plain"] for seed in "01"]
-    gains = [means[str(runs["1e-3", seed]), "pspl:1/3"] - p for seed, p in zip("01", plain, strict=True)]
-    assert float(found["srcnn x2", "plain"]["psnr"]) == pytest.approx(np.mean(plain))
-    assert float(found["srcnn x2", "pspl:1/3"]["psnr_gain"]) == pytest.approx(np.mean(gains))
-    gains = [means[str(runs["start", s]), "pspl:1/3"] - means[str(runs["start", s]), "plain"] for s in "01"]
-    assert float(found["srcnn x2, pretrained", "pspl:1/3"]["psnr_gain"]) == pytest.approx(np.mean(gains))
-    text = (out / "table.md").read_text()
-    assert f"| srcnn x2 | plain | {float(best):g} of 0.0001, 0.001 |" in text
-    assert images.read(out / "convergence.png").std() > 10
+    for row in read_csv(compared.out / "validation.csv"):
+        ends.setdefault((row["network"], row["arm"], float(row["lr"])), []).append(float(row["psnr"]))
+    best = max((1e-4, 1e-3), key=lambda lr: sum(ends["srcnn x2", "plain", lr]))
+    kept = {
+        (row["network"], row["arm"], float(row["lr"] or 0), row["seed"]): float(row["psnr"])
+        for row in read_csv(compared.out / "scores.csv")
+    }
+    means = {(row["run"], row["arm"]): float(row["psnr"]) for row in read_csv(compared.scores)}
+    text = (compared.out / "table.md").read_text()
+    # The network, and for both losses the name of the runs that stand in its row, and their rate.
+    for network, rates, plain, pspl in (
+        ("srcnn x2", f"{best:g} of 0.0001, 0.001", (f"{best:.0e}".replace("-0", "-"), best), ("1e-3", 1e-3)),
+        ("srcnn x2, pretrained", "0.0001", ("start", 1e-4), ("start", 1e-4)),
+    ):
+        psnr = {}
+        for arm, (name, lr) in (("plain", plain), ("pspl:1/3", pspl)):
+            psnr[arm] = [means[str(compared.runs[name, seed]), arm] for seed in "01"]
+            assert [kept[network, arm, lr, seed] for seed in "01"] == pytest.approx(psnr[arm], abs=6e-5)
+        gains = np.subtract(psnr["pspl:1/3"], psnr["plain"])
+        (shown,) = re.findall(rf"\| {network} \| plain \| {rates} \| ([\d.]+) / ", text)
+        assert float(shown) == pytest.approx(np.mean(psnr["plain"]), abs=0.0052)
+        (shown,) = re.findall(rf"\| {network} \| pspl:1/3 \| .* \| ([^|]* \(.*\)) \|", text)
+        assert [*map(float, re.findall(r"[-+.\d]+", shown))] == pytest.approx([gains.mean(), *gains], abs=0.0052)
+    assert images.read(compared.out / "convergence.png").std() > 10
 
-    # One experiment after the other into one folder, in which the rows of the first stay; and without runs.
-    parts = tmp_path / "parts"
-    for names in (("1e-4", "1e-3"), ("start",), ()):
-        of_part = [str(run) for (name, _), run in runs.items() if name in names]
-        given = ["--run", *of_part, "--scores", str(scores / "means.csv")] if names else []
-        compare_sr.main([*given, "--out", str(parts)])
-    for name in TEXTS:
-        assert (parts / name).read_bytes() == (out / name).read_bytes()
 
-    train(folder, tmp_path / "longer", "--iterations", "4", "--arms", "plain")
-    both = [str(runs["1e-4", "0"]), str(tmp_path / "longer")]
+def test_compare_adds_to_what_it_finds(compared, tmp_path):
+    """Other learning rates of an experiment and other experiments, with the same rows as at once; runs replace themselves."""
+
+    def rows(out):
+        table = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("|")]
+        return table, sorted((out / "validation.csv").read_text().splitlines())
+
+    for names in (("1e-4",), ("1e-3",), ("start",)):
+        compared.compare(tmp_path, *names)
+    assert rows(tmp_path) == rows(compared.out)
+    for names in (("1e-3",), ()):
+        compared.compare(tmp_path, *names)
+        assert rows(tmp_path) == rows(compared.out)
+
+
+def test_compare_replaces_an_experiment_of_other_settings(compared, tmp_path):
+    compared.compare(tmp_path, "1e-4", "1e-3", "start")
+    train(compared.folder, tmp_path / "longer", "--iterations", "4", "--arms", "plain")
+    options = ["--run", str(tmp_path / "longer")]
+    evaluate_sr.main([*options, "--data", str(compared.folder), "--out", str(tmp_path / "scores")])
+    compare_sr.main([*options, "--scores", str(tmp_path / "scores" / "means.csv"), "--out", str(tmp_path)])
+    for name in ("validation.csv", "scores.csv"):
+        found = {(row["network"], row["arm"]) for row in read_csv(tmp_path / name) if row["arm"] != "bicubic"}
+        assert found == {("srcnn x2", "plain"), ("srcnn x2, pretrained", "plain"), ("srcnn x2, pretrained", "pspl:1/3")}
+
+
+def test_compare_refuses(compared, tmp_path):
+    """Two experiments of one name, runs without the plain loss, a loss without scores at its best rate."""
+    train(compared.folder, tmp_path / "longer", "--iterations", "4", "--arms", "plain")
+    both = [str(compared.runs["1e-4", "0"]), str(tmp_path / "longer")]
     with pytest.raises(SystemExit, match="2 experiments srcnn x2 with other settings"):
-        compare_sr.main(["--run", *both, "--scores", str(scores / "means.csv"), "--out", str(out)])
-    train(folder, tmp_path / "alone", "--arms", "pspl:1/3")
+        compare_sr.main(["--run", *both, "--scores", str(compared.scores), "--out", str(tmp_path)])
+    train(compared.folder, tmp_path / "alone", "--arms", "pspl:1/3")
+    options = ["--run", str(tmp_path / "alone"), "--scores", str(compared.scores), "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="expected a run with the arm plain"):
-        compare_sr.main(["--run", str(tmp_path / "alone"), "--scores", str(scores / "means.csv"), "--out", str(out)])
+        compare_sr.main(options)
+    compared.compare(tmp_path, "1e-3", "start")
+    rows = read_csv(tmp_path / "scores.csv")
+    write_csv([row for row in rows if (row["network"], row["arm"]) != ("srcnn x2", "plain")], tmp_path / "scores.csv")
+    message = (
+        "srcnn x2: plain is best at the learning rate 0.001, and has 0 scores there on data: expected 2, one per seed."
+    )
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        compare_sr.main(["--out", str(tmp_path)])
 
 
 def test_compare_needs_something(tmp_path):
