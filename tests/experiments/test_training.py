@@ -183,9 +183,10 @@ def test_interrupt_keeps_the_last_validation(folder, tmp_path):
     out = tmp_path / "run"
     options = ["--iterations", "1000000", "--validate-every", "2", "--workers", "1"]
     command = [sys.executable, str(ROOT / "experiments" / "train_sr.py"), *arguments(folder, out, *options)]
-    # A shell starts its background jobs deaf to SIGINT, and their processes inherit that.
-    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **hears)
+    # A shell starts its background jobs deaf to SIGINT, which the command would inherit; a handler is not inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         end = time.monotonic() + 120
         while not (out / CHECKPOINT).exists():
