@@ -70,7 +70,7 @@ JOBS = [
     # In practice a network is trained already.
     *[Job("edsr-fine", seed, f"{PRETRAINED} --lr 1e-4 --arms {FEW}", start="edsr-4e-4") for seed in (0, 1)],
     *[Job("edsr-8e-4", seed, f"{FROM_SCRATCH} --lr 8e-4 --arms {FEW}") for seed in (0, 1)],
-    *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {FEW} pspl:1/3") for seed in (0, 1)],
+    *[Job("vdsr-4e-4", seed, f"{VDSR} --lr 4e-4 --arms {ARMS}") for seed in (0, 1)],
     *[Job("drrn-2e-3", seed, f"{DRRN} --lr 2e-3 --arms {FEW} pspl:1/3") for seed in (0, 1)],
     # Other starts of the schedule.
     *[Job("srcnn-starts", seed, f"{SRCNN} --lr 1e-3 --arms {OTHER_STARTS}") for seed in (0, 1, 2)],
