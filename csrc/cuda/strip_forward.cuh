@@ -98,17 +98,11 @@ struct StripShared {
 
 // ---------------------------------------------------------------- one warp, one strip
 
-// A lane is far from its pivots if s^2 / kFarS + d^2 / kFarD, of the distance, is above the variance along the row and
-// 2 C2. Below it, rounding is a few times 2^-24 of the square, and Eq. 5 divides it by such a variance: at most 2e-5.
-// d counts more, because Eq. 5 subtracts its variance above and adds it below the line.
+// A window is far from the pivots if s^2 / kFarS + d^2 / kFarD, of the distance, is above the variance along the row
+// and 2 C2. Below it, rounding is a few times 2^-24 of the square, and Eq. 5 divides it by such a variance: at most
+// 2e-5. d counts more, because Eq. 5 subtracts its variance above and adds it below the line.
 constexpr float kFarS = 32.0f;
 constexpr float kFarD = 24.0f;
-
-// The factors of the squares of a row's mean in row_excess. The mean lacks one of the outermost taps.
-inline Pair far_weight_of(const ForwardParams<float>& p) {
-  const float taps = 1.0f - p.taps[p.radius];
-  return {(1.0f + 1.0f / kFarS) / taps, (1.0f + 1.0f / kFarD) / taps};
-}
 
 // Moving the pivots leaves too large an error in a window that begins with that row if its outermost tap is above this.
 constexpr float kHeavyTap = 0.01f;
@@ -132,9 +126,9 @@ class StripWalker {
   using StripSums = ThreadSums<float, kSumCount<Traits::kWork>>;
 
   __device__ __forceinline__ StripWalker(const ForwardParams<float>& params, const StripPlan& strip_plan,
-                                         const Pair& weight, uint32_t strip, int lane_index, StripRows<Traits>& rows,
+                                         uint32_t strip, int lane_index, StripRows<Traits>& rows,
                                          CentreRing<Traits>& centres, unsigned char* shared, StripSums& strip_sums)
-      : p(params), plan(strip_plan), far_weight(weight), shared_memory(shared), sums(strip_sums), lane(lane_index) {
+      : p(params), plan(strip_plan), shared_memory(shared), sums(strip_sums), lane(lane_index) {
     locate_strip(strip);
     locate_lane(rows, centres);
   }
@@ -289,16 +283,18 @@ class StripWalker {
     __syncwarp();
 
     Pair mean[kColumns] = {}, square[kColumns] = {};
-    Pair shared_square;
-    *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) =
-        blur_along_row(read_offset, mean, square, row_mean, shared_square);
+    *reinterpret_cast<CentreDifference*>(shared_memory + centre_offset) = blur_along_row(read_offset, mean, square);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const Pair m = multiply_add(p.taps[R], mean[c], partial_mean[c][0]);
       const Pair q = multiply_add(p.taps[R], square[c], partial_square[c][0]);
       complete[c] = {m.s + pivot.s, m.d + pivot.d, q.s - m.s * m.s, q.d - m.d * m.d};
     }
-    row_excess = weighted_square(row_mean, far_weight) - (shared_square.s + shared_square.d);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      row_mean[c] = mean[c];
+      row_excess[c] = excess_of(mean[c], square[c]);
+    }
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       add_to_column(partial_mean[c], mean[c], {0.0f, 0.0f});
@@ -310,21 +306,15 @@ class StripWalker {
     centre_offset = rows_later(1);
   }
 
-  // Applies the taps along a row of shared memory to (s, d), less the pivots, and to their squares. The shared sums are
-  // those without the outermost tap of the first column: of the pixels that are in the windows of both columns.
+  // Applies the taps along a row of shared memory to (s, d), less the pivots, and to their squares.
   __device__ __forceinline__ CentreDifference blur_along_row(uint32_t row_offset, Pair (&mean)[kColumns],
-                                                             Pair (&square)[kColumns], Pair& shared_mean,
-                                                             Pair& shared_square) const {
+                                                             Pair (&square)[kColumns]) const {
     const auto* const chunks = reinterpret_cast<const TwoPairs*>(shared_memory + row_offset);
     TwoPairs chunk;
     CentreDifference centre;
 #pragma unroll
     for (int j = Traits::kReach - 1; j >= 0; --j) {
       if (j % 2 == 1) chunk = chunks[j / 2];
-      if (j == 0) {
-        shared_mean = mean[0];
-        shared_square = square[0];
-      }
       const Pair pair = add(chunk.pair[j % 2], -pivot);
       const Pair squared = ::pspl::cuda::square(pair);
 #pragma unroll
@@ -349,25 +339,29 @@ class StripWalker {
   // in those that begin with it the row has the weight of the outermost tap only. Where that is large, in a window that
   // is small or has a large sigma, these windows begin again, with the new pivots.
   //
-  // The distance is that of the pixels in the windows of both columns. The remaining pixel of a window may belong to an
-  // edge or to the border, which would hide how far the other window is from the pivots.
+  // Each column's window is compared with its own variance: an edge or the border, which is in only one of the windows
+  // or weighs more in it, would hide how far the other one is from the pivots.
 
-  static __device__ __forceinline__ float weighted_square(Pair mean, Pair weight) {
-    return weight.s * mean.s * mean.s + weight.d * mean.d * mean.d;
+  // The weighted square of a window's distance from the pivots (see kFarS) less its variance, along a row.
+  static __device__ __forceinline__ float excess_of(Pair mean, Pair square) {
+    return (1.0f + 1.0f / kFarS) * mean.s * mean.s + (1.0f + 1.0f / kFarD) * mean.d * mean.d - (square.s + square.d);
   }
 
-  // Whether a lane of the warp is far from its pivots in the row that was just added.
-  __device__ __forceinline__ bool is_far() const { return __any_sync(kFullWarp, row_excess > p.twice_c2); }
+  // Whether a window of the warp is far from its pivots in the row that was just added.
+  __device__ __forceinline__ bool is_far() const {
+    return __any_sync(kFullWarp, row_excess[0] > p.twice_c2 || row_excess[1] > p.twice_c2);
+  }
 
-  // Moves the pivots of the warp to the means along the row.
+  // Moves the pivots of each lane to the mean along the row, in the farther one of its windows.
   __device__ __forceinline__ void move_pivots() {
     // All lanes at once, because their turns would soon come, but not to a mean that is not typical of its row: one
     // whose square is below the variance, because of a single large value, or NaN.
-    // The taps of row_mean add up to less than 1; this is the reciprocal of their sum.
-    const float of_all = far_weight.s * (1.0f / (1.0f + 1.0f / kFarS));
-    const Pair weight{of_all * (1.0f - 1.0f / kFarS), of_all * (1.0f - 1.0f / kFarD)};
-    const bool typical = weighted_square(row_mean, weight) + row_excess > 0.0f;
-    const Pair move{typical ? of_all * row_mean.s : 0.0f, typical ? of_all * row_mean.d : 0.0f};
+    const bool second = row_excess[1] > row_excess[0];
+    const Pair mean = second ? row_mean[1] : row_mean[0];
+    const float excess = second ? row_excess[1] : row_excess[0];
+    const float rest = (1.0f - 1.0f / kFarS) * mean.s * mean.s + (1.0f - 1.0f / kFarD) * mean.d * mean.d;
+    const bool typical = rest + excess > 0.0f;
+    const Pair move{typical ? mean.s : 0.0f, typical ? mean.d : 0.0f};
     pivot = add(pivot, move);
     Pair shift{0.0f, 0.0f};  // of the means in partial sum k: minus the move, times the taps that are in it
 #pragma unroll
@@ -387,8 +381,7 @@ class StripWalker {
   // Computes the newest partial sum, which has only the row that was just added, from the pivots as they are now.
   __device__ __forceinline__ void begin_again() {
     Pair mean[kColumns] = {}, square[kColumns] = {};
-    Pair shared_mean, shared_square;  // not used
-    blur_along_row(read_offset + to_other_row, mean, square, shared_mean, shared_square);
+    blur_along_row(read_offset + to_other_row, mean, square);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       partial_mean[c][2 * R - 1] = multiply_add(p.taps[R], mean[c], {0.0f, 0.0f});
@@ -464,7 +457,6 @@ class StripWalker {
 
   const ForwardParams<float>& p;
   const StripPlan& plan;
-  const Pair& far_weight;
   unsigned char* const shared_memory;
   StripSums& sums;
   const int lane;
@@ -474,9 +466,9 @@ class StripWalker {
   int first_column;
   int64_t sr_plane, hr_plane, gradient_plane, map_plane;
   float inverse_delta;
-  Pair pivot;        // of s and d
-  Pair row_mean;     // of the row that was blurred last, in the windows of both columns, less the pivots
-  float row_excess;  // its weighted square (see kFarS) less the variance along the row
+  Pair pivot;                  // of s and d
+  Pair row_mean[kColumns];     // of the row that was blurred last, less the pivots
+  float row_excess[kColumns];  // see excess_of
 
   // Lane flags: whether this lane does load k, and whether it sums and stores output column c.
   bool loads[kLoads], valid[kColumns], stores[kColumns];
@@ -501,7 +493,7 @@ constexpr int kMinBlocks = Traits::kUnit && !kHasStats<Traits::kWork> ? 4 : 3;
 template <typename Traits>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
     strip_forward(const __grid_constant__ ForwardParams<float> p, const __grid_constant__ StripPlan plan,
-                  const __grid_constant__ Pair far_weight, const Workspace workspace) {
+                  const Workspace workspace) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<StripShared<Traits>*>(shared_memory);
   // The shuffle tells the compiler that the index is the same in the whole warp, so counters and plane offsets are
@@ -510,8 +502,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Traits>)
   const uint32_t strip = blockIdx.x * kWarps + warp;
   typename StripWalker<Traits>::StripSums sums;
   if (strip < plan.strips) {
-    StripWalker<Traits> walker(p, plan, far_weight, strip, threadIdx.x % kLanes, shared.rows[warp],
-                               shared.centres[warp], shared_memory, sums);
+    StripWalker<Traits> walker(p, plan, strip, threadIdx.x % kLanes, shared.rows[warp], shared.centres[warp],
+                               shared_memory, sums);
     walker.walk();
   }
   reduce_and_store(p, sums, workspace, shared.reduce);
@@ -555,7 +547,7 @@ cudaError_t launch_strips(const ForwardParams<float>& p, const Workspace& worksp
     static_assert(kBytes <= 48 * 1024, "more needs an opt-in per kernel");
     const StripPlan plan = plan_strips(p.planes(), static_cast<int>(p.height), static_cast<int>(p.width), p.radius,
                                        resident_blocks(kMinBlocks<Traits>, kBytes, device), device);
-    return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, far_weight_of(p), workspace);
+    return launch(&strip_forward<Traits>, strip_blocks(plan), kBytes, stream, p, plan, workspace);
   };
   const Access access = access_of<Sr>(p);
   const bool map = p.map.data != nullptr;

@@ -60,6 +60,7 @@ def check_against_oracle(backend, sr, hr, step=1.0, upstream=1.0, maps=False, wi
     compute = tolerances.compute_dtype(sr, hr)
     per_pixel = keywords.get("reduction") == "none"
     loss_growth = tolerances.growth(delta, mu, distance, tolerances.LOSS, compute)
+    loss_growth *= tolerances.averaged(expected.loss_map, compute)
     gradient_growth = tolerances.growth(delta, mu, distance, tolerances.GRADIENT, compute)
     attention_growth = tolerances.growth(delta, mu, "l1", tolerances.LOSS, compute)
     n = 1 if keywords.get("reduction", "mean") == "mean" else sr.numel()

@@ -114,6 +114,16 @@ def test_loss_tolerance(rng):
         tolerances.assert_loss(torch.tensor(math.nan), result)
 
 
+def test_loss_tolerance_of_few_pixels():
+    """Ten times the budget for one pixel, or for all but one without a loss; none for 100, for no loss, or NaN."""
+    alone = np.zeros((10, 20))
+    alone[3, 4] = 0.7
+    assert tolerances.averaged(np.full(1, 0.3)) == tolerances.averaged(alone) == pytest.approx(10)
+    assert tolerances.averaged(np.full((5, 5), 1e-9)) == pytest.approx(2)
+    for nothing in (np.ones((10, 10)), np.zeros(4), np.full(4, np.nan)):
+        assert tolerances.averaged(nothing) == pytest.approx(1)
+
+
 def test_gradient_tolerance(rng):
     expected = rng.standard_normal((3, 40, 50))
     expected[0, 0, 0] = 0

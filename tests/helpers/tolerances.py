@@ -20,15 +20,16 @@ import torch
 from helpers import oracle
 
 SIMILARITY = {torch.float32: 2e-5, torch.float64: 1e-12}
-# The CUDA strip kernel moves its pivots at an edge. The windows that end there, but are not complete, keep an error relative to
-# the square of the move. It is within the budget if the edge has a weight in them and is in their variance: 0.005 suffices,
-# for 2 roundings of 2^-24 of the square beside 0.005 of it. The outer rows of a window that is narrow for its size have less.
-# At worst the products, the two weighted sums of the squares and those of the means, twice in their square, leave 8 roundings
-# of 2^-24 of the squares in a variance, and the sum of the taps, 2^-25 off in both directions, one more. Eq. 5 divides by 4 C2,
-# where the variance of x - y is small by C2. Per square of the move, which is at most the range of x + y, or of x - y: 2 L.
-# A window of about one pixel, of any size, averages none of these roundings.
+# The CUDA strip kernel moves its pivots at an edge. A window of which the edge is the row next to the outermost has that row's
+# weight of the square of the move in its variance, and an error of at most 6 roundings, 2^-24 of this square: of the product, of
+# the mean twice, each two times in its square, and of the last sum.
+EDGE = 6 * 2.0**-24
+# A window that is narrow for its size has less than 0.005 of the weight there, which is little beside C2. At worst 8 roundings
+# stay in a variance, of the two weighted sums of the squares and those of the means, twice in their square, and of the sum of the
+# taps, 2^-25 off in both directions, one more. Eq. 5 divides by 4 C2, where the variance of x - y is small by C2. Per square of
+# the move, which is at most the range of x + y, or of x - y: 2 L. A window of about one pixel averages none of these roundings.
 NARROW_TAP = 0.005
-NARROW_SIGMA = 0.5
+NARROW_SIGMA = {3: 0.5, 5: 0.7}
 NARROW_WINDOW = 9 * 2.0**-24 / (4 * 0.03**2)
 # With constants of 0..1 on images of 0..255, C2 is 65025 times smaller beside the squares, and float32 can't hold the budget: the
 # similarity map gets this share of the error that the formula of the official code makes in float32.
@@ -77,15 +78,27 @@ def growth(
     return max(1.0, error / budget[dtype]) * (1 if distance == "l1" else 2)
 
 
+def averaged(loss_map: np.ndarray, dtype: torch.dtype = torch.float32) -> float:
+    """How many times its budget the error of a loss may be in which the errors of few pixels are averaged; at least 1.
+
+    The loss of one pixel has the budget of a loss per pixel, which is that of the gradient. 100 pixels of equal loss have that
+    of the loss.
+    """
+    with np.errstate(invalid="ignore"):
+        pixels = np.sum(loss_map) ** 2 / np.sum(loss_map**2)  # of equal loss, whose mean has the same deviation
+    return max(1.0, GRADIENT[dtype] / LOSS[dtype] / math.sqrt(pixels)) if pixels > 0 else 1.0
+
+
 def strip_budget(sr: torch.Tensor, hr: torch.Tensor, window_size=11, sigma=1.5, data_range=1.0) -> float:
-    """Largest error of M_s of the CUDA kernel: more than the usual one in a window that is narrow for its size."""
+    """Largest error of M_s of the CUDA kernel, which is more than the usual one where pivots move in small or narrow windows."""
     dtype, radius = compute_dtype(sr, hr), window_size // 2
+    # Windows above 11 and float64 have a pivot per pixel.
+    if dtype == torch.float64 or not 1 <= radius <= 5:
+        return SIMILARITY[dtype]
     taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
     taps /= 2 * taps.sum() - taps[0]
-    # Windows above 11 and float64 have a pivot per pixel.
-    narrow = taps[radius - 1] < NARROW_TAP or sigma < NARROW_SIGMA
-    if dtype == torch.float64 or not 1 <= radius <= 5 or not narrow:
-        return SIMILARITY[dtype]
+    if taps[radius - 1] >= NARROW_TAP and sigma >= NARROW_SIGMA.get(window_size, 0):
+        return max(SIMILARITY[dtype], EDGE / taps[radius - 1])
     # Zeros are beside the image.
     total, difference = ((x.max().clamp(min=0) - x.min().clamp(max=0)).item() for x in (sr + hr, sr - hr))
     return max(SIMILARITY[dtype], NARROW_WINDOW * (total**2 + 4 * difference**2) / data_range**2)

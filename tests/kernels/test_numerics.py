@@ -87,6 +87,16 @@ def test_budget_beside_the_border(backend):
     tolerances.assert_similarity(backend.similarity_map(sr, hr), oracle.similarity_map(numpy64(sr), numpy64(hr)))
 
 
+def test_budget_where_the_border_weighs_more_in_the_other_column(backend):
+    """Zeros beside the image are in the windows of columns 2 and 3, and weigh more in that of column 2."""
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.ones(16, 1, 20, 7)
+    hr[..., 7:, :] = 0.5
+    sr = 1 - hr + 0.03 * torch.randn(hr.shape, generator=generator)
+    expected = oracle.similarity_map(numpy64(sr), numpy64(hr))
+    tolerances.assert_similarity(backend.similarity_map(sr.to(backend.device), hr.to(backend.device)), expected)
+
+
 @pytest.mark.parametrize("amplitude", [3, 10])
 @pytest.mark.parametrize("sigma", [0.18, 0.2, 0.22])
 def test_small_weights_are_right(backend, sigma, amplitude):

@@ -52,6 +52,32 @@ def strip_budget(sr, hr, window) -> float:
     upstream=1.0,
     with_stats=False,
 )
+# One pixel, whose error nothing averages.
+@example(
+    recipe=PairRecipe((1, 1, 1), "noise", "near", 14, 1.0, (torch.float32,) * 2, ("contiguous",) * 2),
+    window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
+    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
+    sigma=None,
+    step=1.0,
+    distance="l1",
+    eps=1e-4,
+    reduction="mean",
+    upstream=1.0,
+    with_stats=False,
+)
+# A window of about one pixel, whose outermost row has hardly any weight.
+@example(
+    recipe=PairRecipe((2, 12, 28), "blocks", "opposite", 2, 0.001, (torch.float32,) * 2, ("contiguous",) * 2),
+    window={"window_size": 5, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
+    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
+    sigma=0.5,
+    step=1.0,
+    distance="l1",
+    eps=1e-4,
+    reduction="mean",
+    upstream=1.0,
+    with_stats=False,
+)
 # Few pixels with a gradient, each rounded to bfloat16 twice.
 @example(
     recipe=PairRecipe((3, 1, 5), "noise", "near", 0, 0.001, (torch.bfloat16,) * 2, ("contiguous",) * 2),

@@ -190,9 +190,9 @@ def test_the_prediction_is_confirmed_or_falsified(tmp_path):
     lines = gpu_report.prediction("9.0", tmp_path / "gpu").splitlines()
     assert "| issue slots | 92 % | 90.5 % | confirmed |" in lines
     assert "| FP32 pipe | 77 % | 41.5 % | **falsified** |" in lines
-    assert "| DRAM | 45 % |  | not measured |" in lines
-    assert "| forward + backward / nn.L1Loss | 0.51 | 0.4 | **falsified** |" in lines
-    assert "| forward + backward / compiled nn.L1Loss | 1.23 | 0.8 | **falsified** |" in lines
+    assert "| DRAM | 44 % |  | not measured |" in lines
+    assert "| forward + backward / nn.L1Loss | 0.52 | 0.4 | **falsified** |" in lines
+    assert "| forward + backward / compiled nn.L1Loss | 1.26 | 0.8 | **falsified** |" in lines
     assert "| not predicted |" in gpu_report.prediction("10.0", tmp_path / "gpu")
     assert gpu_report.prediction("9.0", tmp_path / "none") == ""
 

@@ -201,9 +201,9 @@ def _compare(comparison, combination, a, b, predicate, lower=None):
     return result & predicate if combination == "AND" else result | predicate
 
 
-def _compare_numbers(comparison, a, b, predicate):
+def _compare_numbers(comparison, combination, a, b, predicate):
     results = {"GT": a > b, "GTU": ~(a <= b), "GEU": ~(a < b), "NEU": a != b, "NAN": np.isnan(a) | np.isnan(b)}
-    return results[comparison] & predicate
+    return results[comparison] & predicate if combination == "AND" else results[comparison] | predicate
 
 
 def _multiply_add(a, b, c):
@@ -255,8 +255,8 @@ INSTRUCTIONS = {
     r"U?ISETP\.(\w\w)\.S64\.(AND|OR)": ("IIp", _compare),
     r"U?ISETP\.(EQ|NE)\.(AND|OR)\.EX": ("uupp", _compare),
     r"U?PLOP3\.LUT": ("pppu-", lambda a, b, c, table, _: (table >> (4 * a + 2 * b + c).astype(np.uint32) & 1) != 0),
-    r"U?FSETP\.(\w+)\.AND": ("ffp", _compare_numbers),
-    r"FSET\.BF\.(\w+)\.AND": ("ffp", lambda *given: _compare_numbers(*given).astype(np.float32)),
+    r"U?FSETP\.(\w+)\.(AND|OR)": ("ffp", _compare_numbers),
+    r"FSET\.BF\.(\w+)\.(AND|OR)": ("ffp", lambda *given: _compare_numbers(*given).astype(np.float32)),
     # numbers
     r"FADD2?|HADD2\.F32": ("ff", operator.add),
     r"U?FMUL2?": ("ff", operator.mul),
