@@ -20,7 +20,7 @@ LARGE = (8, 3, 512, 512)
 L1, COMPILED_L1, OFFICIAL = "nn.L1Loss", "nn.L1Loss, torch.compile", "official formula, eager"
 OURS, CHARBONNIER = "PSPL fused", "PSPL fused, charbonnier"
 # By compute capability: METRICS in their order, and forward + backward / nn.L1Loss, eager and compiled. For the benchmark's
-# images, at 13 % of whose rows pivots move, as in photographs. The times simulated for commit ee181d6 are multiplied by the
+# images, at 14 % of whose rows pivots move, as in photographs. The times simulated for commit ee181d6 are multiplied by the
 # increase of what limits the kernel, and the shares follow (docs/dev/performance-log.md): 33 % more FP32 operations, but 24 %
 # on 9.0; 22 to 26 % more instructions; half of the wavefronts of shared memory, but on 9.0, which had as few.
 PREDICTED = {
