@@ -77,6 +77,7 @@ JOBS = [
     # Near the highest rate that VDSR stands, and what saves it.
     *[Job("vdsr-1e-3", seed, f"{VDSR} --lr 1e-3 --arms {BOTH_STARTS}") for seed in (0, 1)],
     *[Job("vdsr-1e-3-clip", seed, f"{VDSR} --lr 1e-3 --clip 0.4 --arms {BOTH_STARTS}") for seed in (0, 1)],
+    *[Job("drrn-2e-3-clip", seed, f"{DRRN} --lr 2e-3 --clip 0.05 --arms {BOTH_STARTS}") for seed in (0, 1)],
     # The paper's Fig. 4.
     *[Job("edsr-x2", seed, f"{FROM_SCRATCH} --scale 2 --lr 4e-4 --arms plain pspl pspl:1/3:0.8") for seed in (0, 1)],
 ]
