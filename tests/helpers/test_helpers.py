@@ -114,14 +114,18 @@ def test_loss_tolerance(rng):
         tolerances.assert_loss(torch.tensor(math.nan), result)
 
 
-def test_loss_tolerance_of_few_pixels():
-    """Ten times the budget for one pixel, or for all but one without a loss; none for 100, for no loss, or NaN."""
+def test_tolerance_of_a_single_pixel():
+    """80 times the budget of the loss, 8 times that of the gradient; less for its share of more pixels, nothing for many."""
     alone = np.zeros((10, 20))
-    alone[3, 4] = 0.7
-    assert tolerances.averaged(np.full(1, 0.3)) == tolerances.averaged(alone) == pytest.approx(10)
-    assert tolerances.averaged(np.full((5, 5), 1e-9)) == pytest.approx(2)
+    alone[3, 4] = -0.7
+    for value in (np.full(1, 0.3), alone):
+        assert tolerances.single_pixel(value, tolerances.LOSS) == pytest.approx(80)
+        assert tolerances.single_pixel(value, tolerances.GRADIENT, order=2) == pytest.approx(8)
+    four = np.full((2, 2), 1e-9)
+    assert tolerances.single_pixel(four, tolerances.LOSS) == pytest.approx(20)
+    assert tolerances.single_pixel(four, tolerances.GRADIENT, order=2) == pytest.approx(4)
     for nothing in (np.ones((10, 10)), np.zeros(4), np.full(4, np.nan)):
-        assert tolerances.averaged(nothing) == pytest.approx(1)
+        assert tolerances.single_pixel(nothing, tolerances.LOSS) == 1
 
 
 def test_gradient_tolerance(rng):

@@ -78,15 +78,17 @@ def growth(
     return max(1.0, error / budget[dtype]) * (1 if distance == "l1" else 2)
 
 
-def averaged(loss_map: np.ndarray, dtype: torch.dtype = torch.float32) -> float:
-    """How many times its budget the error of a loss may be in which the errors of few pixels are averaged; at least 1.
+def single_pixel(
+    values: np.ndarray, budget: dict[torch.dtype, float], dtype: torch.dtype = torch.float32, order: int = 1
+) -> float:
+    """How many times its ``budget`` at delta = 1 the error of the sum of ``values``, or of their norm, may be; at least 1.
 
-    The loss of one pixel has the budget of a loss per pixel, which is that of the gradient. 100 pixels of equal loss have that
-    of the loss.
+    An error of M_s is up to 4 times as large in the attention, relative to it. The pixel with the largest value may have the
+    largest error, which counts as much as the value does.
     """
     with np.errstate(invalid="ignore"):
-        pixels = np.sum(loss_map) ** 2 / np.sum(loss_map**2)  # of equal loss, whose mean has the same deviation
-    return max(1.0, GRADIENT[dtype] / LOSS[dtype] / math.sqrt(pixels)) if pixels > 0 else 1.0
+        share = np.abs(values).max() / np.linalg.norm(values.ravel(), order)
+    return max(1.0, 4 * SIMILARITY[dtype] * share / budget[dtype]) if share > 0 else 1.0
 
 
 def strip_budget(sr: torch.Tensor, hr: torch.Tensor, window_size=11, sigma=1.5, data_range=1.0) -> float:

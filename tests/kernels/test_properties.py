@@ -65,6 +65,19 @@ def strip_budget(sr, hr, window) -> float:
     upstream=1.0,
     with_stats=False,
 )
+# One pixel in a large window, whose loss, loss per pixel and mean attention have its error.
+@example(
+    recipe=PairRecipe((1, 1, 1), "noise", "near", 59, 0.3, (torch.float32, torch.float16), ("contiguous",) * 2),
+    window={"window_size": 11, "sigma": 3.0, "padding": "zeros", "data_range": 1.0},
+    pace={"alpha": 0.5, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
+    sigma=None,
+    step=1.0,
+    distance="l1",
+    eps=1e-4,
+    reduction="none",
+    upstream=1.0,
+    with_stats=True,
+)
 # A window of about one pixel, whose outermost row has hardly any weight.
 @example(
     recipe=PairRecipe((2, 12, 28), "blocks", "opposite", 2, 0.001, (torch.float32,) * 2, ("contiguous",) * 2),
