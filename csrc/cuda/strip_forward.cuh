@@ -342,9 +342,13 @@ class StripWalker {
   // Each column's window is compared with its own variance: an edge or the border, which is in only one of the windows
   // or weighs more in it, would hide how far the other one is from the pivots.
 
+  static __device__ __forceinline__ float weighted_square(Pair mean, Pair weight) {
+    return weight.s * mean.s * mean.s + weight.d * mean.d * mean.d;
+  }
+
   // The weighted square of a window's distance from the pivots (see kFarS) less its variance, along a row.
   static __device__ __forceinline__ float excess_of(Pair mean, Pair square) {
-    return (1.0f + 1.0f / kFarS) * mean.s * mean.s + (1.0f + 1.0f / kFarD) * mean.d * mean.d - (square.s + square.d);
+    return weighted_square(mean, {1.0f + 1.0f / kFarS, 1.0f + 1.0f / kFarD}) - (square.s + square.d);
   }
 
   // Whether a window of the warp is far from its pivots in the row that was just added.
@@ -359,8 +363,7 @@ class StripWalker {
     const bool second = row_excess[1] > row_excess[0];
     const Pair mean = second ? row_mean[1] : row_mean[0];
     const float excess = second ? row_excess[1] : row_excess[0];
-    const float rest = (1.0f - 1.0f / kFarS) * mean.s * mean.s + (1.0f - 1.0f / kFarD) * mean.d * mean.d;
-    const bool typical = rest + excess > 0.0f;
+    const bool typical = weighted_square(mean, {1.0f - 1.0f / kFarS, 1.0f - 1.0f / kFarD}) + excess > 0.0f;
     const Pair move{typical ? mean.s : 0.0f, typical ? mean.d : 0.0f};
     pivot = add(pivot, move);
     Pair shift{0.0f, 0.0f};  // of the means in partial sum k: minus the move, times the taps that are in it

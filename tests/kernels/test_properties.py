@@ -27,6 +27,17 @@ def strip_budget(sr, hr, window) -> float:
 # ---------------------------------------------------------------- against the oracle
 
 
+def seen(*image, dtypes=(torch.float32,) * 2, window_size=1, window_sigma=1.0, alpha=1.0, mu=0.0, **keywords):
+    """An example that has failed: what a PairRecipe begins with, and what is not as in most of them."""
+    usual = {"sigma": None, "step": 1.0, "distance": "l1", "eps": 1e-4, "reduction": "mean", "upstream": 1.0}
+    return example(
+        recipe=PairRecipe(*image, dtypes, ("contiguous",) * 2),
+        window={"window_size": window_size, "sigma": window_sigma, "padding": "zeros", "data_range": 1.0},
+        pace={"alpha": alpha, "beta": 0.0, "gamma": 2.0, "mu": mu},
+        **usual | {"with_stats": False} | keywords,
+    )
+
+
 @given(
     recipe=pair_recipes(),
     window=WINDOWS,
@@ -40,70 +51,23 @@ def strip_budget(sr, hr, window) -> float:
     with_stats=st.booleans(),
 )
 # A window of three pixels that sees one.
-@example(
-    recipe=PairRecipe((1, 20, 1), "noise", "near", 0, 0.3, (torch.float32,) * 2, ("contiguous",) * 2),
-    window={"window_size": 3, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
-    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
-    sigma=0.25,
-    step=2.0,
-    distance="l1",
-    eps=1e-4,
-    reduction="mean",
-    upstream=1.0,
-    with_stats=False,
-)
+@seen((1, 20, 1), "noise", "near", 0, 0.3, window_size=3, sigma=0.25, step=2.0)
 # One pixel, whose error nothing averages.
-@example(
-    recipe=PairRecipe((1, 1, 1), "noise", "near", 14, 1.0, (torch.float32,) * 2, ("contiguous",) * 2),
-    window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
-    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
-    sigma=None,
-    step=1.0,
-    distance="l1",
-    eps=1e-4,
-    reduction="mean",
-    upstream=1.0,
-    with_stats=False,
-)
+@seen((1, 1, 1), "noise", "near", 14, 1.0)
 # One pixel in a large window, whose loss, loss per pixel and mean attention have its error.
-@example(
-    recipe=PairRecipe((1, 1, 1), "noise", "near", 59, 0.3, (torch.float32, torch.float16), ("contiguous",) * 2),
-    window={"window_size": 11, "sigma": 3.0, "padding": "zeros", "data_range": 1.0},
-    pace={"alpha": 0.5, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
-    sigma=None,
-    step=1.0,
-    distance="l1",
-    eps=1e-4,
+@seen(
+    *((1, 1, 1), "noise", "near", 59, 0.3),
+    dtypes=(torch.float32, torch.float16),
+    window_size=11,
+    window_sigma=3.0,
+    alpha=0.5,
     reduction="none",
-    upstream=1.0,
     with_stats=True,
 )
 # A window of about one pixel, whose outermost row has hardly any weight.
-@example(
-    recipe=PairRecipe((2, 12, 28), "blocks", "opposite", 2, 0.001, (torch.float32,) * 2, ("contiguous",) * 2),
-    window={"window_size": 5, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
-    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 0.0},
-    sigma=0.5,
-    step=1.0,
-    distance="l1",
-    eps=1e-4,
-    reduction="mean",
-    upstream=1.0,
-    with_stats=False,
-)
+@seen((2, 12, 28), "blocks", "opposite", 2, 0.001, window_size=5, sigma=0.5)
 # Few pixels with a gradient, each rounded to bfloat16 twice.
-@example(
-    recipe=PairRecipe((3, 1, 5), "noise", "near", 0, 0.001, (torch.bfloat16,) * 2, ("contiguous",) * 2),
-    window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
-    pace={"alpha": 1.0, "beta": 0.0, "gamma": 2.0, "mu": 1.0},
-    sigma=None,
-    step=1.0,
-    distance="l1",
-    eps=1e-4,
-    reduction="mean",
-    upstream=-0.375,
-    with_stats=False,
-)
+@seen((3, 1, 5), "noise", "near", 0, 0.001, dtypes=(torch.bfloat16,) * 2, mu=1.0, upstream=-0.375)
 def test_kernel_is_the_oracle(
     backend, recipe, window, pace, sigma, step, distance, eps, reduction, upstream, with_stats
 ):
