@@ -86,9 +86,12 @@ def single_pixel(
     An error of M_s is up to 4 times as large in the attention, relative to it. The pixel with the largest value may have the
     largest error, which counts as much as the value does.
     """
-    with np.errstate(invalid="ignore"):
-        share = np.abs(values).max() / np.linalg.norm(values.ravel(), order)
-    return max(1.0, 4 * SIMILARITY[dtype] * share / budget[dtype]) if share > 0 else 1.0
+    largest = np.abs(values).max()
+    if not 0 < largest < math.inf:
+        return 1.0
+    # The squares of values below 1e-162 are zero, even in float64.
+    share = 1 / np.linalg.norm(values.ravel() / largest, order)
+    return max(1.0, 4 * SIMILARITY[dtype] * share / budget[dtype])
 
 
 def strip_budget(sr: torch.Tensor, hr: torch.Tensor, window_size=11, sigma=1.5, data_range=1.0) -> float:
