@@ -6,10 +6,12 @@ users do. Those with a CUDA build of torch download 3 GB. None needs a GPU.
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -188,7 +190,7 @@ def wheel_pythons(session: nox.Session) -> None:
     [
         *("cpu", "editable", "sdist", "offline", "no_torch", "no_compiler", "oldest_torch", "newest_torch", "cuda"),
         *("cuda_no_toolkit", "pip_before_22_1", "noisy_python", "torch_on_pythonpath", "odd_path", "git"),
-        *("uv", "uv_project"),
+        *("uv", "uv_project", "poetry", "pdm"),
     ],
 )
 def install(session: nox.Session, case: str) -> None:
@@ -349,30 +351,67 @@ def install_uv(session: nox.Session, sources: str) -> None:
 def install_uv_project(session: nox.Session, sources: str) -> None:
     """A project that depends on the package, as docs/troubleshooting.md says. For the build, uv finds PyPI's torch only."""
     session.install("uv")
+    project = new_project(session, f"pspl_cuda @ file://{sources}")
+    sync = ("uv", "sync", f"--project={project}", f"--python={session.bin}/python")
+    refused(session, NO_TORCH, *sync)
+    with (project / "pyproject.toml").open("a") as file:
+        file.write(
+            '[tool.uv.extra-build-dependencies]\npspl-cuda = [{ requirement = "torch", match-runtime = true }]\n'
+        )
+    session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    check_project(session, project)
+
+
+def install_poetry(session: nox.Session, sources: str) -> None:
+    """Poetry builds without the project's torch; pip works in its environment."""
+    session.install("poetry")
+    project = new_project(session)
+    environment = {
+        "VIRTUAL_ENV": None,
+        "POETRY_VIRTUALENVS_IN_PROJECT": "true",
+        "PSPL_CPU": "force",
+        "PSPL_CUDA": "off",
+    }
+    poetry = ("poetry", f"--directory={project}", "--no-interaction")
+    refused(session, NO_TORCH, *poetry, "add", sources, env=environment)
+    session.run(*poetry, "install", "--no-root", env=environment)
+    session.run(*poetry, "run", "pip", "install", sources, env=environment)
+    check_project(session, project)
+
+
+def install_pdm(session: nox.Session, sources: str) -> None:
+    """pdm builds without the project's torch, unless it is told to. Its environments have no pip."""
+    session.install("pdm", "hishel<2")  # pdm 2.29.4 does not work with hishel 2
+    project = new_project(session, *BUILD_REQUIREMENTS)
+    environment = {"VIRTUAL_ENV": None, "PDM_CHECK_UPDATE": "false", "PSPL_CPU": "force", "PSPL_CUDA": "off"}
+    add = ("pdm", "add", f"--project={project}", sources)
+    refused(session, NO_TORCH, *add, env=environment)
+    session.run(*add, "--no-isolation", env=environment)
+    check_project(session, project)
+
+
+def new_project(session: nox.Session, *dependencies: str) -> Path:
+    """The folder of somebody's project that has torch and ``dependencies``; its environment will be in .venv."""
     project = Path(session.create_tmp()).resolve() / "project"
     shutil.rmtree(project, ignore_errors=True)
     project.mkdir()
-    text = f"""[project]
+    (project / "pyproject.toml").write_text(f"""[project]
 name = "training"
 version = "1"
-requires-python = ">=3.11"
-dependencies = ["pspl_cuda", "torch=={TORCH_STABLE}"]
-[tool.uv.sources]
-pspl_cuda = {{ path = "{sources}" }}
-"""
-    (project / "pyproject.toml").write_text(text)
-    sync = ("uv", "sync", f"--project={project}", f"--python={session.bin}/python")
-    refused(session, NO_TORCH, *sync)
-    settings = '[tool.uv.extra-build-dependencies]\npspl-cuda = [{ requirement = "torch", match-runtime = true }]\n'
-    (project / "pyproject.toml").write_text(text + settings)
-    session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+requires-python = "=={sys.version_info.major}.{sys.version_info.minor}.*"
+dependencies = {json.dumps([f"torch=={TORCH_STABLE}", *dependencies])}
+""")
+    return project
+
+
+def check_project(session: nox.Session, project: Path) -> None:
     with session.chdir(session.create_tmp()):
         session.run(str(project / ".venv" / "bin" / "python"), str(CHECK), "--cuda=no", external=True)
 
 
-def refused(session: nox.Session, sentence: str, *command: str) -> None:
+def refused(session: nox.Session, sentence: str, *command: str, env: dict[str, str | None] | None = None) -> None:
     """Run a command that must stop with a sentence of the backend."""
-    printed = session.run(*command, success_codes=range(1, 256), silent=True)
+    printed = session.run(*command, success_codes=range(1, 256), silent=True, env=env)
     assert sentence in " ".join(printed.split()), printed
 
 
