@@ -39,7 +39,7 @@ def test_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
     (tmp_path / "pspl_cuda").mkdir()
     command = [sys.executable, "-c", "import pspl_cuda; print(pspl_cuda.__file__)"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == pspl_cuda.__file__
+    assert Path(result.stdout.strip()).name == "__init__.py"  # a namespace package has no file
 
 
 @pytest.fixture(params=["editable", "regular"])
