@@ -6,9 +6,7 @@ test_cpu_kernel.py looks for reads out of bounds.
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 import re
 import warnings
 
@@ -17,14 +15,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from torch.utils.checkpoint import checkpoint
 
 import pspl_cuda
 from helpers import backends
 from helpers.unusual_tensors import Subclass, nested, quantized
 from pspl_cuda import PSPLLoss
-from pspl_cuda.schedule import Schedule
 
 # ---------------------------------------------------------------- what is drawn
 
@@ -324,72 +319,3 @@ def test_state(state, total):
     twin = PSPLLoss(calls_per_iteration=2, total_iterations=total)
     twin.load_state_dict(saved)
     assert (twin.iteration, twin.schedule.calls) == (loss.iteration, loss.schedule.calls)
-
-
-class CountsOfASchedule(RuleBasedStateMachine):
-    """Whatever is done to a schedule, its count is that of two integers: the iteration, and the calls made in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.schedule = Schedule()
-        self.per_iteration, self.calls = 1, 0
-
-    @rule(training=st.booleans(), raises=st.booleans(), replicas=st.integers(0, 3))
-    def call(self, training, raises, replicas):
-        counts = training and not raises
-        for schedule in [self.schedule.replica() for _ in range(replicas)] or [self.schedule]:
-            calls = schedule.calls_with_next(training)
-            assert schedule.step_of(calls) == -(-(self.calls + training) // self.per_iteration) / 1000
-            if counts:
-                schedule.record(calls)
-        self.calls += counts
-
-    @rule(kind=st.sampled_from(["reentrant", "not reentrant"]))
-    def checkpointed_call(self, kind):
-        def call(x):
-            calls = self.schedule.calls_with_next(True)
-            self.schedule.record(calls)
-            return (x * self.schedule.step_of(calls)).square()
-
-        x = torch.ones(1, dtype=torch.float64, requires_grad=True)
-        checkpoint(call, x, use_reentrant=kind == "reentrant").backward()
-        self.calls += 1
-        step = -(-self.calls // self.per_iteration) / 1000
-        assert x.grad.item() == pytest.approx(2 * step**2, rel=1e-12)
-
-    @rule(iteration=st.integers(0, 2**40))
-    def set_iteration(self, iteration):
-        self.schedule.iteration = iteration
-        self.calls = iteration * self.per_iteration
-
-    @rule(calls=st.integers(1, 5))
-    def set_calls_per_iteration(self, calls):
-        self.schedule.calls_per_iteration = calls
-        self.calls = -(-self.calls // self.per_iteration) * calls
-        self.per_iteration = calls
-
-    @rule(duplicate=st.sampled_from([copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]))
-    def duplicate(self, duplicate):
-        old, self.schedule = self.schedule, duplicate(self.schedule)
-        old.iteration = 77
-
-    @rule(calls=st.integers(1, 5))
-    def save_and_load(self, calls):
-        state = self.schedule.get_state()
-        self.schedule = Schedule(calls_per_iteration=calls, start_iteration=5)
-        self.schedule.set_state(state)
-        if calls != self.per_iteration:
-            self.calls = -(-self.calls // self.per_iteration) * calls
-            self.per_iteration = calls
-
-    @rule(device=st.sampled_from(["cpu", "meta"]))
-    def move(self, device):
-        self.schedule.to(torch.device(device))
-
-    @invariant()
-    def counts(self):
-        assert self.schedule.calls == self.schedule._tensor.item() == self.calls
-        assert self.schedule.iteration == -(-self.calls // self.per_iteration)
-
-
-test_counts_of_a_schedule = CountsOfASchedule.TestCase
