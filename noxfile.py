@@ -35,6 +35,8 @@ TORCH_VERSIONS = ("2.4.1", "2.6.0", "2.9.1", TORCH_STABLE, "2.11.0", TORCH, TORC
 TORCH_CUDA_12 = ("2.6.0", TORCH_STABLE)
 CORE_TESTS = ("tests/kernels/test_numerics.py", "tests/unit", "tests/torch_features/test_compile.py")
 BUILD_REQUIREMENTS = ("setuptools>=77", "ninja")
+ONLY_CPU = {"PSPL_CPU": "force", "PSPL_CUDA": "off"}
+NO_KERNELS = {"PSPL_CPU": "off", "PSPL_CUDA": "off"}
 # Without them, the tests of clang, clang-tidy, aarch64 and of the instructions of the CUDA kernels are skipped.
 DEEP_TOOLS = ("clang-tidy", "nvidia-cuda-cuobjdump<14", "nvidia-cuda-nvdisasm<14", "ziglang")
 # build_tools/backend.py
@@ -61,7 +63,7 @@ def uninstall_cuda(session: nox.Session) -> None:
 def install_package(session: nox.Session, extras: str) -> None:
     """Install the checkout with CPU kernels and the current torch."""
     install_torch(session, TORCH)
-    session.install(f".[{extras}]", env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(f".[{extras}]", env=ONLY_CPU)
 
 
 @nox.session
@@ -112,7 +114,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the pages with the API reference; tests/docs has the tests of their code, commands and links."""
     install_torch(session, TORCH)
-    session.install(".[docs]", env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    session.install(".[docs]", env=NO_KERNELS)
     session.run("sphinx-build", "-W", "--keep-going", "-n", "docs", "docs/_build", *session.posargs)
 
 
@@ -201,16 +203,16 @@ def install(session: nox.Session, case: str) -> None:
 def install_cpu(session: nox.Session, sources: str) -> None:
     """A CPU build of torch, or one whose CUDA version has no toolkit here."""
     install_torch(session, TORCH)
-    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(sources, env=ONLY_CPU)
     check(session, reason="PSPL_CUDA=off")
 
 
 def install_editable(session: nox.Session, sources: str) -> None:
     """Then again without kernels, which must not leave the old ones in use."""
     install_torch(session, TORCH)
-    session.install("--editable", sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install("--editable", sources, env=ONLY_CPU)
     check(session)
-    session.install("--editable", sources, env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    session.install("--editable", sources, env=NO_KERNELS)
     check(session, cpu=False, reason="off when it was built")
 
 
@@ -226,7 +228,7 @@ def install_sdist(session: nox.Session, sources: str) -> None:
         assert f"/{name}\n" in names, f"{name} is not in the source distribution"
     assert "_build.json" not in names
     assert ".so\n" not in names
-    session.install(archive, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(archive, env=ONLY_CPU)
     check(session)
 
 
@@ -257,13 +259,13 @@ def install_no_compiler(session: nox.Session, sources: str) -> None:
 
 def install_oldest_torch(session: nox.Session, sources: str) -> None:
     install_torch(session, TORCH_OLDEST, "numpy<2")
-    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(sources, env=ONLY_CPU)
     check(session)
 
 
 def install_newest_torch(session: nox.Session, sources: str) -> None:
     session.install("--upgrade", "torch")
-    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(sources, env=ONLY_CPU)
     check(session)
 
 
@@ -289,7 +291,7 @@ def install_pip_before_22_1(session: nox.Session, sources: str) -> None:
     """Ubuntu 22.04 has 22.0.2."""
     install_torch(session, TORCH)
     session.install("pip==22.0.2")
-    session.install(sources, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(sources, env=ONLY_CPU)
     check(session)
 
 
@@ -298,7 +300,7 @@ def install_noisy_python(session: nox.Session, sources: str) -> None:
     install_torch(session, TORCH)
     (folder,) = Path(session.virtualenv.location).glob("lib/python*/site-packages")
     (folder / "noisy.pth").write_text("import sys; print('hello')\n")
-    session.install(sources, env={"PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    session.install(sources, env=NO_KERNELS)
     check(session, cpu=False, reason="off when it was built")
 
 
@@ -308,7 +310,7 @@ def install_torch_on_pythonpath(session: nox.Session, sources: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     install_torch(session, TORCH, "--target", folder)
     environment = {"PYTHONPATH": folder}
-    session.install(sources, env={**environment, "PSPL_CPU": "off", "PSPL_CUDA": "off"})
+    session.install(sources, env={**environment, **NO_KERNELS})
     check(session, cpu=False, reason="off when it was built", built_with=TORCH, env=environment)
 
 
@@ -318,9 +320,8 @@ def install_odd_path(session: nox.Session, sources: str) -> None:
     folder = Path(session.create_tmp()).resolve() / "super résolution"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.move(sources, folder)
-    environment = {"PSPL_CPU": "force", "PSPL_CUDA": "off"}
     session.run(
-        "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "out"), str(folder), env=environment
+        "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "out"), str(folder), env=ONLY_CPU
     )
     session.install("--no-deps", *map(str, (folder / "out").glob("*.whl")))
     check(session)
@@ -331,14 +332,14 @@ def install_git(session: nox.Session, sources: str) -> None:
     git = ("git", "-C", sources, "-c", "user.name=nox", "-c", "user.email=nox@localhost")
     for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message=sources")):
         session.run(*git, *command, external=True)
-    session.install(f"git+file://{sources}", env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.install(f"git+file://{sources}", env=ONLY_CPU)
     check(session)
 
 
 def install_uv(session: nox.Session, sources: str) -> None:
     """uv pip builds against the torch of the active environment, and says what to do for another one."""
     install_torch(session, TORCH, "uv", *BUILD_REQUIREMENTS)
-    environment = {"VIRTUAL_ENV": session.virtualenv.location, "PSPL_CPU": "force", "PSPL_CUDA": "off"}
+    environment = {"VIRTUAL_ENV": session.virtualenv.location, **ONLY_CPU}
     session.run("uv", "pip", "install", sources, env=environment)
     check(session)
     python = os.path.join(session.bin, "python")
@@ -358,7 +359,7 @@ def install_uv_project(session: nox.Session, sources: str) -> None:
         file.write(
             '[tool.uv.extra-build-dependencies]\npspl-cuda = [{ requirement = "torch", match-runtime = true }]\n'
         )
-    session.run(*sync, env={"PSPL_CPU": "force", "PSPL_CUDA": "off"})
+    session.run(*sync, env=ONLY_CPU)
     check_project(session, project)
 
 
@@ -366,12 +367,7 @@ def install_poetry(session: nox.Session, sources: str) -> None:
     """Poetry builds without the project's torch; pip works in its environment."""
     session.install("poetry")
     project = new_project(session)
-    environment = {
-        "VIRTUAL_ENV": None,
-        "POETRY_VIRTUALENVS_IN_PROJECT": "true",
-        "PSPL_CPU": "force",
-        "PSPL_CUDA": "off",
-    }
+    environment = {"VIRTUAL_ENV": None, "POETRY_VIRTUALENVS_IN_PROJECT": "true", **ONLY_CPU}
     poetry = ("poetry", f"--directory={project}", "--no-interaction")
     refused(session, NO_TORCH, *poetry, "add", sources, env=environment)
     session.run(*poetry, "install", "--no-root", env=environment)
@@ -383,7 +379,7 @@ def install_pdm(session: nox.Session, sources: str) -> None:
     """pdm builds without the project's torch, unless it is told to. Its environments have no pip."""
     session.install("pdm", "hishel<2")  # pdm 2.29.4 does not work with hishel 2
     project = new_project(session, *BUILD_REQUIREMENTS)
-    environment = {"VIRTUAL_ENV": None, "PDM_CHECK_UPDATE": "false", "PSPL_CPU": "force", "PSPL_CUDA": "off"}
+    environment = {"VIRTUAL_ENV": None, "PDM_CHECK_UPDATE": "false", **ONLY_CPU}
     add = ("pdm", "add", f"--project={project}", sources)
     refused(session, NO_TORCH, *add, env=environment)
     session.run(*add, "--no-isolation", env=environment)
