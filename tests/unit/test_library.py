@@ -38,8 +38,13 @@ def test_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
     """git clone makes one. Python takes it for a namespace package where the package is found by a hook, not on the path."""
     (tmp_path / "pspl_cuda").mkdir()
     command = [sys.executable, "-c", "import pspl_cuda; print(pspl_cuda.__file__)"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert Path(result.stdout.strip()).name == "__init__.py"  # a namespace package has no file
+    # Beside such a folder, and in it, where none is found.
+    beside, elsewhere = (
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        for folder in (tmp_path, tmp_path / "pspl_cuda")
+    )
+    assert beside == elsewhere
+    assert Path(beside).name == "__init__.py"  # a namespace package has no file
 
 
 @pytest.fixture(params=["editable", "regular"])
