@@ -58,8 +58,9 @@ class PairRecipe:
         sr = {"near": near, "nothing": self.error * hr, "opposite": 1 - near}[self.output]
         # Through the narrower type, so that equal pixels are equal in mixed types.
         narrow = min(self.dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+        # NumPy makes some images with other strides, which an expanded one would keep. Two of one layout have the same strides.
         return tuple(
-            STRIDES[layout](torch.from_numpy(scale * image).to(narrow).to(dtype).to(device))
+            STRIDES[layout](torch.from_numpy(scale * np.ascontiguousarray(image)).to(narrow).to(dtype).to(device))
             for image, dtype, layout in zip((sr, hr), self.dtypes, self.layouts, strict=True)
         )
 

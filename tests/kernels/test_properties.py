@@ -105,6 +105,13 @@ def test_identical_images(backend, recipe, window, step, scale):
 
 
 @given(recipe=pair_recipes(), window=WINDOWS, step=STEPS, distance=st.sampled_from(DISTANCES))
+# An expanded image keeps the strides that NumPy gave it.
+@example(
+    recipe=PairRecipe((1, 2, 2, 2), "blocks", "near", 0, 0.03, (torch.float32,) * 2, ("expanded batch",) * 2),
+    window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
+    step=1.0,
+    distance="l2",
+)
 def test_symmetric_in_the_images(backend, recipe, window, step, distance):
     """Bit for bit: sr - hr only changes its sign, and sr + hr is the same sum. The gradients change places.
 
