@@ -13,6 +13,15 @@ from helpers import oracle, tolerances
 SIMILARITY_KEYWORDS = ("data_range", "window_size", "sigma", "k1", "k2", "padding")
 
 
+def to_tensors(images, dtypes, device="cpu"):
+    """Two NumPy images as contiguous tensors, first rounded to the narrower dtype, so that equal pixels stay equal."""
+    narrow = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+    return tuple(
+        torch.from_numpy(np.ascontiguousarray(image)).to(narrow).to(dtype).to(device)
+        for image, dtype in zip(images, dtypes, strict=True)
+    )
+
+
 def smooth_pair(shape, seed=0, noise=0.1, dtypes=(torch.float32, torch.float32), device="cpu"):
     """A smooth image in 0..1 and the same with noise, which overshoots; a tenth of the pixels are equal."""
     rng = np.random.default_rng(seed)
@@ -20,12 +29,7 @@ def smooth_pair(shape, seed=0, noise=0.1, dtypes=(torch.float32, torch.float32),
     phase = rng.uniform(0, 6, (*shape[:-2], 1, 1))
     hr = 0.5 + 0.35 * np.sin(rows / 5 + phase) * np.cos(columns / 7 - phase) + 0.05 * rng.standard_normal(shape)
     sr = np.where(rng.random(shape) < 0.1, hr, hr + noise * rng.standard_normal(shape))
-    # Through the narrower type, so that equal pixels stay equal in mixed types.
-    narrow = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-    return tuple(
-        torch.from_numpy(np.ascontiguousarray(image)).to(narrow).to(dtype).to(device)
-        for image, dtype in zip((sr, hr), dtypes, strict=True)
-    )
+    return to_tensors((sr, hr), dtypes, device)
 
 
 def numpy64(tensor):

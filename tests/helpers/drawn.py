@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from skimage import data
 
-from helpers.cases import LAYOUTS
+from helpers.cases import LAYOUTS, to_tensors
 from pspl_cuda.config import PADDINGS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -56,13 +56,8 @@ class PairRecipe:
         # An output that is far from its target everywhere; what a network gives is near it, and equal here and there.
         near = np.where(rng.random(self.shape) < 0.1, hr, hr + self.error * rng.standard_normal(self.shape))
         sr = {"near": near, "nothing": self.error * hr, "opposite": 1 - near}[self.output]
-        # Through the narrower type, so that equal pixels are equal in mixed types.
-        narrow = min(self.dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-        # NumPy makes some images with other strides, which an expanded one would keep. Two of one layout have the same strides.
-        return tuple(
-            STRIDES[layout](torch.from_numpy(scale * np.ascontiguousarray(image)).to(narrow).to(dtype).to(device))
-            for image, dtype, layout in zip((sr, hr), self.dtypes, self.layouts, strict=True)
-        )
+        images = to_tensors((scale * sr, scale * hr), self.dtypes, device)
+        return tuple(STRIDES[layout](image) for layout, image in zip(self.layouts, images, strict=True))
 
 
 def pair_recipes(dtypes=DTYPES, largest=(2, 3, 24, 40)) -> st.SearchStrategy[PairRecipe]:

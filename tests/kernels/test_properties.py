@@ -105,7 +105,7 @@ def test_identical_images(backend, recipe, window, step, scale):
 
 
 @given(recipe=pair_recipes(), window=WINDOWS, step=STEPS, distance=st.sampled_from(DISTANCES))
-# An expanded image keeps the strides that NumPy gave it.
+# NumPy makes these two images with different strides, and an expanded image keeps the strides that it had.
 @example(
     recipe=PairRecipe((1, 2, 2, 2), "blocks", "near", 0, 0.03, (torch.float32,) * 2, ("expanded batch",) * 2),
     window={"window_size": 1, "sigma": 1.0, "padding": "zeros", "data_range": 1.0},
